@@ -1,0 +1,136 @@
+"""What siblings say to each other, as bytes and back, and the methods of flow B.
+
+Chunks of slices and of snapshots travel in frames: a small header, then bytes that protobuf never touches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from distqat.averaging.group import Group, Invite, Join, Stale, Verdict, Vote
+from distqat.errors import MessageError
+from distqat.ids import PeerId, RunId, StageIndex
+from distqat.pb import averaging_pb2 as pb
+from distqat.pb import state_pb2
+from distqat.rpc import mirror
+from distqat.rpc.transport import Lane, Method
+from distqat.wire import frames
+from distqat.wire.frames import Chunk
+from distqat.wire.tensors import TensorHeader
+
+AVERAGING = "distqat.v1.Averaging"
+STATE = "distqat.v1.State"
+
+INVITE = Method(AVERAGING, "Invite")
+JOIN = Method(AVERAGING, "Join")
+EXCHANGE = Method(AVERAGING, "Exchange", Lane.BULK)
+VOTE = Method(AVERAGING, "Vote")
+FETCH = Method(STATE, "Fetch", Lane.BULK)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Invited:
+    """What an invited sibling will do."""
+
+    joining: bool
+    reason: str = ""
+    leading: bool = False
+
+
+@dataclass(frozen=True)
+class JoinReply:
+    """The group, or a better anchor; exactly one is there."""
+
+    group: Group | None = None
+    stale: Stale | None = None
+
+
+@dataclass(frozen=True)
+class SliceHeader:
+    """Which chunk of which slice, of which attempt, from whom."""
+
+    attempt: str
+    peer: PeerId
+    codec: str
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Asks for the committed state of a stage."""
+
+    run: RunId
+    stage: StageIndex
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a snapshot holds."""
+
+    round: int
+    digest: str
+    tensors: tuple[TensorHeader, ...]
+
+
+@dataclass(frozen=True)
+class StateHeader:
+    """The first frame of a snapshot carries the manifest."""
+
+    manifest: Manifest | None
+    chunk: Chunk
+
+
+_KINDS: dict[type, type[Message]] = {
+    Invite: pb.InviteRequest,
+    Invited: pb.InviteReply,
+    Join: pb.JoinRequest,
+    JoinReply: pb.JoinReply,
+    Vote: pb.VoteRequest,
+    Verdict: pb.VoteReply,
+    SliceHeader: pb.SliceHeader,
+    Fetch: state_pb2.FetchRequest,
+    StateHeader: state_pb2.StateHeader,
+}
+
+
+def encode(message: object) -> bytes:
+    """Any of the messages above, or of `group`, as bytes."""
+    return mirror.encode(message, _KINDS[type(message)])
+
+
+def decode(kind: type[T], data: bytes | memoryview) -> T:
+    """A message of that kind. Raises MessageError, also when it lacks what every such message has."""
+    message = mirror.decode(kind, data, _KINDS[kind])
+    fault = _fault(message)
+    if fault:
+        raise MessageError(f"{kind.__name__}: {fault}")
+    return message
+
+
+def frame(header: SliceHeader | StateHeader, payload: memoryview | bytes = b"") -> bytes:
+    """A header and its chunk, as one message."""
+    return frames.join(encode(header), payload)
+
+
+def unframe(kind: type[T], data: bytes) -> tuple[T, memoryview]:
+    """Header and chunk. Raises MessageError."""
+    header, payload = frames.split(data)
+    return decode(kind, header), payload
+
+
+def _fault(message: object) -> str:
+    """What is missing, or nothing."""
+    if isinstance(message, Invite) and not (message.leader and message.endpoint.host):
+        return "it must name its leader and where that answers"
+    if isinstance(message, Join) and not (message.peer and message.endpoint.host and message.digest):
+        return "it must name its sibling, where that answers and the digest of its anchor"
+    if isinstance(message, JoinReply) and (message.group is None) is (message.stale is None):
+        return "it must hold a group or a donor"
+    if isinstance(message, Vote) and not (message.attempt and message.peer):
+        return "it must name its attempt and its member"
+    return ""

@@ -1,0 +1,60 @@
+"""Daemons as child processes of a command: started with a folder of their own, stopped in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A daemon that was started here."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    output: Path
+
+
+def start_daemon(name: str, folder: Path, arguments: Sequence[str], log_folder_name: str = "") -> Daemon:
+    """Start `distqatd` on a free port of the loopback interface, one thread for each torch operation.
+
+    Its key lies in `folder/states/<name>`, its logs in `folder`, and what it prints in `folder/<name>.out`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log_dir = folder.parent if folder.name == log_folder_name else folder
+    local = {
+        "daemon.state_dir": str(folder / "states" / name),
+        "daemon.log_dir": str(log_dir),
+        "daemon.threads": "1",
+    }
+    command = [sys.executable, "-m", "distqat.cli.distqatd", *arguments, "--listen", "127.0.0.1:0"]
+    command += [part for key, value in local.items() for part in ("--set", f"{key}={value}")]
+    output = folder / f"{name}.out"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    return Daemon(name, process, output)
+
+
+async def stop_daemons(daemons: Sequence[Daemon], seconds: float) -> None:
+    """Let all of them drain, and kill those that do not leave in time."""
+    running = [daemon.process for daemon in daemons if daemon.process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(seconds):
+            for process in running:
+                await asyncio.to_thread(process.wait)
+    except TimeoutError:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+    for process in running:
+        await asyncio.to_thread(process.wait)

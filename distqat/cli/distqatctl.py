@@ -1,0 +1,153 @@
+"""`distqatctl`: looks into a swarm, changes it, and runs a whole one on this machine.
+
+Everything heavy is imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from distqat.roles.remote import Remote
+
+T = TypeVar("T")
+
+UNHEALTHY = 1
+FAILED = 2
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look into a distqat swarm, and change it.")
+role_app = typer.Typer(no_args_is_help=True, help="Take or drop roles of a running daemon.")
+app.add_typer(role_app, name="role")
+
+Peer = Annotated[
+    str, typer.Option("--peer", "-p", metavar="HOST:PORT", help="Daemon to ask; default: the first one on this machine.")
+]
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", help="State folder in which daemons on this machine are looked for.")
+]
+DEFAULT_STATE_DIR = Path("~/.local/state/distqat")
+
+
+@app.command()
+def status(
+    peer: Peer = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it live until interrupted.")] = False,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """Run, pipelines, experts, rounds, and why anything waits. Exit code 0: healthy, 1: not, 2: nobody answers."""
+    from distqat.cli import show
+
+    if watch:
+        _ask(peer, state_dir, show.watch)
+        return
+    swarm = _ask(peer, state_dir, lambda remote: remote.swarm())
+    if as_json:
+        typer.echo(show.as_json(swarm))
+    else:
+        show.print_swarm(swarm)
+    raise typer.Exit(0 if show.is_healthy(swarm) else UNHEALTHY)
+
+
+@app.command()
+def config(
+    file: Annotated[Path | None, typer.Argument(help="Config file to resolve; none: the running daemon's run.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
+    template: Annotated[bool, typer.Option("--template", help="Print every setting with its meaning.")] = False,
+    peer: Peer = "",
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """Print the resolved config: of a file with its overrides, or of the run that a daemon works for."""
+    import yaml
+
+    from distqat.config import load
+    from distqat.config import template as settings_template
+
+    if template:
+        typer.echo(settings_template(), nl=False)
+        return
+    if file is not None or override:
+        tree = _or_exit(lambda: load(file, override or [])).model_dump(mode="json")
+    else:
+        tree = _ask(peer, state_dir, lambda remote: remote.config()).model_dump(mode="json")
+    typer.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
+
+
+@role_app.command("add")
+def role_add(
+    role: Annotated[str, typer.Argument(help="monitor, client, trainer or expert.")],
+    stage: Annotated[int | None, typer.Option("--stage", help="Stage of an expert; default: whichever is needed.")] = None,
+    peer: Peer = "",
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """Let a running daemon take a role."""
+    held = _ask(peer, state_dir, lambda remote: remote.add_role(role, stage), seconds=90)
+    typer.echo(f"roles: {', '.join(held) or 'none'}")
+
+
+@role_app.command("drop")
+def role_drop(
+    role: Annotated[str, typer.Argument(help="monitor, client, trainer or expert.")],
+    peer: Peer = "",
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """Let a running daemon finish and give back a role."""
+    held = _ask(peer, state_dir, lambda remote: remote.drop_role(role), seconds=90)
+    typer.echo(f"roles: {', '.join(held) or 'none'}")
+
+
+@app.command()
+def drain(peer: Peer = "", state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+    """Let a daemon finish its microbatch, hand everything back and leave."""
+    timeout = _ask(peer, state_dir, lambda remote: remote.drain())
+    typer.echo(f"draining; it leaves within {timeout:.0f} s")
+
+
+@app.command()
+def sandbox(
+    config: Annotated[Path | None, typer.Argument(help="Config file; default: the embedded digits run.")] = None,
+    pipelines: Annotated[int, typer.Option(min=1, max=16, help="Pipelines; each has one expert per stage.")] = 2,
+    override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
+    minutes: Annotated[float, typer.Option(help="Give up after so many minutes.")] = 15.0,
+    baseline: Annotated[bool, typer.Option(help="Train the same model in one process too, and compare.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scorecard as one JSON object.")] = False,
+) -> None:
+    """Train on this machine through real daemons, then in one process, and print a scorecard."""
+    from distqat.cli.sandbox import Plan, run_sandbox
+    from distqat.config import load
+
+    settings = _or_exit(lambda: load(config, override or []))
+    plan = Plan(settings, config, tuple(override or ()), pipelines, minutes * 60, baseline, as_json)
+    passed = _or_exit(lambda: run_sandbox(plan))
+    raise typer.Exit(0 if passed else UNHEALTHY)
+
+
+def _or_exit(work: Callable[[], T]) -> T:
+    """Run it; an error of ours becomes one line on standard error and exit code 2."""
+    from distqat.errors import DistqatError
+
+    try:
+        return work()
+    except DistqatError as error:
+        typer.echo(f"distqatctl: {error.reason}", err=True)
+        raise typer.Exit(FAILED) from None
+
+
+def _ask(peer: str, state_dir: Path, question: Callable[[Remote], Awaitable[T]], seconds: float = 10.0) -> T:
+    """Ask the daemon at `peer`, or the first one that runs on this machine."""
+    from distqat.cli.asking import ask
+
+    return _or_exit(lambda: ask(peer, state_dir, question, seconds))
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

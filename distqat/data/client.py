@@ -1,0 +1,194 @@
+"""What a trainer sees of the data: the next batch, and what became of it. The seam to every way of being fed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from distqat.aio import Backoff
+from distqat.data.ledger import ClaimAnswer, Ledger
+from distqat.data.messages import CLAIM, RESOLVE, ClaimRequest, ResolveAnswer, ResolveRequest, decode_answer
+from distqat.data.sampler import Sampler
+from distqat.data.sources.splits import Arrays, Source
+from distqat.errors import NotDistqatError, RefusedError, RpcError
+from distqat.ids import Endpoint, RunId
+from distqat.rpc.transport import Deadline, Method, Transport
+from distqat.telemetry import Reason
+
+log = logging.getLogger(__name__)
+
+CALL_TIMEOUT = 5.0
+"""Seconds until a call to the client is given up and tried again."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples at positions [begin, end) of the run's order: "inputs" and the targets, samples along the first axis."""
+
+    claim: int
+    begin: int
+    end: int
+    tensors: Arrays = field(repr=False)
+
+    @property
+    def samples(self) -> int:
+        """How many."""
+        return self.end - self.begin
+
+
+class DataClient(Protocol):
+    """Feeds one pipeline."""
+
+    @property
+    def waiting(self) -> str:
+        """Why a call waits, in one sentence; empty while none does."""
+        ...
+
+    async def next(self, samples: int) -> Batch | None:
+        """At most so many samples, waiting while all are with others; None when the run's budget is committed."""
+        ...
+
+    async def committed(self, batch: Batch) -> None:
+        """The batch is in committed parameters."""
+        ...
+
+    async def give_back(self, batch: Batch) -> None:
+        """The batch will not be trained on here."""
+        ...
+
+
+class Claims(Protocol):
+    """A way to the run's ledger. Both calls may be repeated, and wait for as long as the ledger is away."""
+
+    @property
+    def waiting(self) -> str:
+        """Why a call waits, in one sentence; empty while none does."""
+        ...
+
+    async def claim(self, pipeline: str, samples: int, serial: int) -> ClaimAnswer:
+        """Ask for samples; the same serial gets the same claim."""
+        ...
+
+    async def resolve(self, claim: int, committed: bool) -> bool:
+        """Say what became of a claim; False when it had been taken from the pipeline meanwhile."""
+        ...
+
+
+class LocalClaims:
+    """The ledger is in this process."""
+
+    waiting = ""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    async def claim(self, pipeline: str, samples: int, serial: int) -> ClaimAnswer:
+        return self._ledger.answer(pipeline, samples, serial)
+
+    async def resolve(self, claim: int, committed: bool) -> bool:
+        return self._ledger.resolve(claim, committed)
+
+
+class RemoteClaims:
+    """The ledger is with the run's client, wherever that is now; `find` says where, or None."""
+
+    def __init__(self, transport: Transport, find: Callable[[], Endpoint | None], run: RunId) -> None:
+        self._transport = transport
+        self._find = find
+        self._run = run
+        self._reason = Reason(log, "")  # Why a call waits; empty while the client answers.
+
+    @property
+    def waiting(self) -> str:
+        return self._reason.text
+
+    async def claim(self, pipeline: str, samples: int, serial: int) -> ClaimAnswer:
+        request = ClaimRequest(self._run, pipeline, samples, serial)
+        return decode_answer(await self._ask(CLAIM, request.encode()), pipeline)
+
+    async def resolve(self, claim: int, committed: bool) -> bool:
+        request = ResolveRequest(self._run, claim, committed)
+        return ResolveAnswer.decode(await self._ask(RESOLVE, request.encode())).is_accepted
+
+    async def _ask(self, method: Method, request: bytes) -> bytes:
+        """Ask until there is an answer. Raises RpcError only where asking again cannot help."""
+        backoff = Backoff(most=2.0)
+        try:
+            while True:
+                reply = await self._try(method, request)
+                if reply is not None:
+                    return reply
+                await asyncio.sleep(backoff.next())
+        finally:
+            self._reason.text = ""
+
+    async def _try(self, method: Method, request: bytes) -> bytes | None:
+        """One attempt; None when another one may help."""
+        endpoint = self._find()
+        if endpoint is None:
+            self._reason.set(f"waiting: no client of run {self._run.name} is known")
+            return None
+        try:
+            return await self._transport.call(endpoint, method, request, Deadline.after(CALL_TIMEOUT))
+        except RpcError as error:
+            # A client that has just gone or just come: another program has its port, or its role is not up yet.
+            if not error.retriable and not isinstance(error, NotDistqatError | RefusedError):
+                raise
+            self._reason.set(f"waiting: the client of run {self._run.name} at {endpoint}: {error.reason}")
+            return None
+
+
+class LedgerClient:
+    """Claims positions from a ledger and cuts the batches out of a source that lies on this machine."""
+
+    def __init__(self, pipeline: str, source: Source, sampler: Sampler, claims: Claims) -> None:
+        self.pipeline = pipeline
+        self._source = source
+        self._sampler = sampler
+        self._claims = claims
+        self._serial = 0  # Highest serial that was answered with a claim, as far as is known here.
+        self._reason = Reason(log, "")  # Why `next` waits; empty while it does not.
+
+    def __repr__(self) -> str:
+        return f"<LedgerClient of pipeline {self.pipeline}, claim {self._serial}, {self.waiting or 'not waiting'}>"
+
+    @property
+    def waiting(self) -> str:
+        return self._claims.waiting or self._reason.text
+
+    async def next(self, samples: int) -> Batch | None:
+        """At most so many samples. A cancelled call loses none: the next one asks under the same serial."""
+        backoff = Backoff(first=0.02, most=1.0)
+        try:
+            while (answer := await self._ask(samples)).claim is None:
+                if answer.is_finished:
+                    return None
+                self._reason.set(answer.reason)
+                await asyncio.sleep(backoff.next())
+        finally:
+            self._reason.text = ""
+        claim = answer.claim
+        tensors = self._source.train.batch(self._sampler.indices(claim.begin, claim.end))
+        return Batch(claim.id, claim.begin, claim.end, tensors)
+
+    async def _ask(self, samples: int) -> ClaimAnswer:
+        answer = await self._claims.claim(self.pipeline, samples, self._serial + 1)
+        self._serial = max(self._serial, answer.serial)
+        return answer
+
+    async def committed(self, batch: Batch) -> None:
+        """The batch is in committed parameters."""
+        if not await self._claims.resolve(batch.claim, True):
+            log.warning(
+                "samples %d to %d of pipeline %s are committed, but had been taken from it meanwhile",
+                batch.begin,
+                batch.end,
+                self.pipeline,
+            )
+
+    async def give_back(self, batch: Batch) -> None:
+        """The batch will not be trained on here; whether it had been taken already does not matter."""
+        await self._claims.resolve(batch.claim, False)

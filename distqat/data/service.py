@@ -1,0 +1,41 @@
+"""The answering side of the data flow: a ledger for trainers elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from distqat.data.ledger import Ledger
+from distqat.data.messages import CLAIM, RESOLVE, SERVICE, ClaimRequest, ResolveAnswer, ResolveRequest, encode_answer
+from distqat.errors import WrongRunError
+from distqat.ids import RunId
+from distqat.rpc.transport import Caller, Service
+
+
+def data_service(run: RunId, ledger: Ledger, save: Callable[[], Awaitable[None]] | None = None) -> Service:
+    """Answers `Claim` and `Resolve` from this ledger; trainers of another run are refused.
+
+    `save` is awaited before an answer leaves: what a trainer was told is then still known after a crash of this peer.
+    An answer that the crash swallowed is asked for again.
+    """
+
+    def check(asked: RunId) -> None:
+        if asked != run:
+            raise WrongRunError(f"asked for samples of run {asked}, but the ledger here is of run {run}")
+
+    async def claim(data: bytes, _: Caller) -> bytes:
+        request = ClaimRequest.decode(data)
+        check(request.run)
+        answer = ledger.answer(request.pipeline, request.samples, request.serial)
+        if save is not None and answer.claim is not None:
+            await save()
+        return encode_answer(answer)
+
+    async def resolve(data: bytes, _: Caller) -> bytes:
+        request = ResolveRequest.decode(data)
+        check(request.run)
+        accepted = ledger.resolve(request.claim, request.is_committed)
+        if save is not None:
+            await save()
+        return ResolveAnswer(accepted, ledger.committed).encode()
+
+    return Service(SERVICE, calls={CLAIM.name: claim, RESOLVE.name: resolve})

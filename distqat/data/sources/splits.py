@@ -1,0 +1,78 @@
+"""What a data set is to the rest: two parts, each a numbered list of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from distqat.model.shapes import DataShape
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+"""One batch: "inputs" and the targets, each with the samples along its first axis."""
+
+Indices = npt.NDArray[np.int64]
+
+
+class Split(Protocol):
+    """One part of a data set: samples by index."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def batch(self, indices: Indices) -> Arrays:
+        """Those samples, in that order; new arrays."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set with its held-out part; what is held out is the same in every run."""
+
+    name: str
+    task: Literal["cv", "llm"]
+    shape: DataShape
+    train: Split = field(repr=False)
+    held_out: Split = field(repr=False)
+
+
+class ArraySplit:
+    """Samples that lie in arrays of equal length."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = dict(arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays["inputs"])
+
+    def batch(self, indices: Indices) -> Arrays:
+        return {name: array[indices] for name, array in self._arrays.items()}
+
+
+class WindowSplit:
+    """Windows of a text, in bytes: sample i is bytes [i T, i T + T + 1), of which the labels are one further."""
+
+    def __init__(self, text: bytes, sequence: int) -> None:
+        self._bytes = np.frombuffer(text, np.uint8)
+        self._sequence = sequence
+
+    def __len__(self) -> int:
+        return max(0, (len(self._bytes) - 1) // self._sequence)
+
+    def batch(self, indices: Indices) -> Arrays:
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"sample index out of range 0 to {len(self) - 1}")
+        places = indices[:, None] * self._sequence + np.arange(self._sequence + 1)
+        windows = self._bytes[places].astype(np.int64)
+        return {"inputs": windows[:, :-1].copy(), "labels": windows[:, 1:].copy()}
+
+
+def evaluation_batches(split: Split, batch: int) -> Iterator[Arrays]:
+    """Every sample of a split once, in order, in batches of at most `batch`."""
+    for begin in range(0, len(split), batch):
+        yield split.batch(np.arange(begin, min(begin + batch, len(split)), dtype=np.int64))

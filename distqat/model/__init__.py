@@ -1,0 +1,7 @@
+"""What is computed: no network here, and no messages.
+
+In the order in which a run meets them: `shapes` (what a sample looks like), `zoo` (a model as a list of blocks),
+`partition` (blocks to stages), `build` (the own stage of a run), `rng` (every random number from the run's seed),
+`stage` (forward, loss, backward, commit), `optimizer` (the inner one), `device` (the thread that computes),
+`state` (snapshots and digests).
+"""

@@ -1,0 +1,44 @@
+"""Where the tensors of a stage lie in its flat vector, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from distqat.errors import TensorError
+
+
+@dataclass(frozen=True)
+class TensorSlot:
+    """Where a named tensor lies in the flat vector of its stage."""
+
+    name: str
+    """As in the uncut model whatever the cut, such as `blocks.3.attention.weight`."""
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+    is_parameter: bool
+    """False for running statistics, which are averaged but have no gradient."""
+
+
+def layout_of(first_block: int, blocks: nn.ModuleList) -> tuple[TensorSlot, ...]:
+    """Parameters in order, then running statistics; `first_block` is the index of the first block in the whole."""
+    slots: list[TensorSlot] = []
+    offset = 0
+    for is_parameter, named in ((True, blocks.named_parameters()), (False, blocks.named_buffers())):
+        for path, tensor in named:
+            number, _, rest = path.partition(".")
+            name = f"blocks.{first_block + int(number)}.{rest}"
+            slots.append(TensorSlot(name, tuple(tensor.shape), offset, tensor.numel(), is_parameter))
+            offset += tensor.numel()
+    return tuple(slots)
+
+
+def named(layout: Sequence[TensorSlot], vector: Tensor, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a flat vector by name, as views. Raises TensorError when the vector has another length."""
+    expected = sum(slot.size for slot in layout)
+    if tuple(vector.shape) != (expected,):
+        raise TensorError(f"a flat vector of {expected} elements was expected, got shape {tuple(vector.shape)}")
+    return {prefix + slot.name: vector[slot.offset : slot.offset + slot.size].view(slot.shape) for slot in layout}

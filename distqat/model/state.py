@@ -1,0 +1,103 @@
+"""What a stage has committed, as named tensors: its digest, and its file.
+
+A file is safetensors, which holds numbers and nothing that could run. Its metadata hold the digest of everything in it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import xxhash
+from torch import Tensor
+
+from distqat.errors import StateError
+
+_ROUND = "distqat.round"
+_DIGEST = "distqat.digest"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A stage's committed state after `round` rounds, such as `anchor/blocks.0.linear.weight`."""
+
+    round: int
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def digest(self) -> str:
+        """Of the round, and of every name, type, shape and element; the order does not matter."""
+        state = xxhash.xxh3_128(f"round {self.round}\n".encode())
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            state.update(f"{len(name)} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            state.update(_bytes(tensor))
+        return state.hexdigest()
+
+
+def digest(round: int, *vectors: Tensor) -> str:
+    """xxh3-128, in hex, over the number of committed rounds and the vectors (anchor, momentum), bit for bit."""
+    state = xxhash.xxh3_128(round.to_bytes(8, "little"))
+    for vector in vectors:
+        state.update(vector.numel().to_bytes(8, "little"))
+        state.update(_bytes(vector))
+    return state.hexdigest()
+
+
+def save(snapshot: Snapshot, path: Path) -> None:
+    """Write the file so that a crash leaves either the old one or the new one. Raises StateError."""
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in snapshot.tensors.items()}
+    metadata = {_ROUND: str(snapshot.round), _DIGEST: snapshot.digest}
+    try:
+        _write(path, safetensors.torch.save(tensors, metadata))
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {error.strerror}") from None
+
+
+def load(path: Path) -> Snapshot:
+    """Read what `save` wrote. Raises StateError when it is missing, cut short or changed."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise StateError(f"cannot read {path}: {error}") from None
+    number = metadata.get(_ROUND, "")
+    if not number.isdecimal() or _DIGEST not in metadata:
+        raise StateError(f"{path} is not a snapshot: it does not say its round and digest")
+    snapshot = Snapshot(int(number), tensors)
+    if snapshot.digest != metadata[_DIGEST]:
+        raise StateError(f"{path} was changed after it was written: its digest does not match")
+    return snapshot
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    # The new name itself must be on the disk too.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    plain = tensor.detach().to("cpu").contiguous()
+    elements: Any = plain.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(elements)

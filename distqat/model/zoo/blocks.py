@@ -1,0 +1,137 @@
+"""What a model of the zoo is: a list of blocks, each of which can be built alone.
+
+Between two blocks passes one hidden tensor, so a model can be cut in front of any block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from distqat.errors import ModelError
+from distqat.model import rng
+
+
+@dataclass(frozen=True)
+class HiddenShape:
+    """What passes between two blocks, for one sample."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    below: int | None = None
+    """Integers only: every element is less than this, and not negative."""
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {('batch', *self.shape)}".replace("'", "")
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block, not built yet."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    """Builds the module, with whatever numbers; `build` gives it its own."""
+    cost: float
+    """Estimated floating-point operations of a forward pass of one sample."""
+    output: HiddenShape
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A whole model, not built: what its blocks are and what enters the first one."""
+
+    name: str
+    inputs: HiddenShape
+    blocks: tuple[BlockSpec, ...]
+
+    @property
+    def costs(self) -> list[float]:
+        """The estimated cost of each block."""
+        return [block.cost for block in self.blocks]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage's slice of a model, not built."""
+
+    model: str
+    index: int
+    num_stages: int
+    first_block: int
+    inputs: HiddenShape
+    blocks: tuple[BlockSpec, ...]
+
+    @property
+    def name(self) -> str:
+        """The stage's name, such as `resnet/0`."""
+        return f"{self.model}/{self.index}"
+
+    @property
+    def outputs(self) -> HiddenShape:
+        """What leaves the stage, for one sample."""
+        return self.blocks[-1].output
+
+
+def slice_of(plan: ModelPlan, ranges: Sequence[range], index: int) -> StagePlan:
+    """The slice of one stage. Raises ModelError when there is no such stage."""
+    if not 0 <= index < len(ranges):
+        raise ModelError(f"there is no stage {index}; the model is cut into {len(ranges)} (0 to {len(ranges) - 1})")
+    own = ranges[index]
+    inputs = plan.inputs if own.start == 0 else plan.blocks[own.start - 1].output
+    return StagePlan(plan.name, index, len(ranges), own.start, inputs, plan.blocks[own.start : own.stop])
+
+
+def build(spec: BlockSpec, seed: int, model: str, index: int) -> nn.Module:
+    """Block `index` of the uncut model, on the CPU, with numbers that depend on the arguments alone."""
+    with torch.device("meta"):
+        block = spec.make()
+    block = block.to_empty(device="cpu")
+    numbers = rng.generator(seed, "initial", model, index)
+    for name, module in block.named_modules():
+        _initialise(module, f"{model} block {index} {name}", numbers)
+    return block
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module, where: str, numbers: torch.Generator) -> None:
+    """Fresh numbers for what the module itself holds. `initial_std` on a module overrides the usual spread."""
+    if isinstance(module, nn.Linear):
+        std = getattr(module, "initial_std", None)
+        nn.init.normal_(module.weight, std=std or module.in_features**-0.5, generator=numbers)
+        if module.bias is not None:
+            module.bias.zero_()
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=numbers)
+        if module.bias is not None:
+            module.bias.zero_()
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02, generator=numbers)
+    elif isinstance(module, nn.LayerNorm):
+        module.weight.fill_(1.0)
+        module.bias.zero_()
+    elif isinstance(module, BatchNorm):
+        module.reset()
+    elif any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
+        raise ModelError(f"{where}: no rule for the initial numbers of a {type(module).__name__}")
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of images with a fixed momentum, so that its only state is the running mean and variance."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=0.1)
+        self.num_batches_tracked = None
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Identity scale and shift; running statistics of a standard normal."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.running_mean.zero_()
+        self.running_var.fill_(1.0)
+        self.weight.fill_(1.0)
+        self.bias.zero_()

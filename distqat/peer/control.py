@@ -1,0 +1,150 @@
+"""What the daemon answers about itself and its swarm, and what it lets others ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, cast
+
+from distqat import __version__
+from distqat.errors import DistqatError, RefusedError
+from distqat.ids import Endpoint, PipelineId, Seat, StageIndex
+from distqat.peer.roster import Roster
+from distqat.roles import messages
+from distqat.roles.context import RoleContext, RoleOptions
+from distqat.roles.remote import Remote
+from distqat.roles.status import ExpertStatus, PeerStatus, PipelineStatus, Traffic
+from distqat.rpc.transport import Caller, Service
+from distqat.telemetry import Reason
+
+SWARM_SECONDS = 2.0
+"""A peer that does not say what it does within this long is shown as unreachable."""
+
+SWARM_CONCURRENCY = 32
+"""Peers that are asked at the same time."""
+
+
+class AssignableRole(Protocol):
+    """The expert, as the client's orders reach it."""
+
+    async def assign(self, stage: StageIndex | None) -> ExpertStatus:
+        """Take this stage, or none."""
+        ...
+
+
+class DrivingRole(Protocol):
+    """The trainer, as the client's orders reach it."""
+
+    async def drive(self, pipeline: PipelineId, epoch: int, route: tuple[Seat, ...]) -> PipelineStatus:
+        """Drive this route from now on; an empty one ends the pipeline."""
+        ...
+
+
+class Control:
+    """Answers for one daemon."""
+
+    def __init__(self, context: RoleContext, roster: Roster, reason: Reason) -> None:
+        self._context = context
+        self._roster = roster
+        self._reason = reason
+        self.leaving = asyncio.Event()  # Set when somebody asked this daemon to drain.
+
+    def service(self) -> Service:
+        """The control service."""
+        calls = {
+            messages.HELLO: self._hello,
+            messages.CONFIG: self._config,
+            messages.STATUS: self._status,
+            messages.SWARM: self._swarm,
+            messages.METRICS: self._metrics,
+            messages.ADD_ROLE: self._add_role,
+            messages.DROP_ROLE: self._drop_role,
+            messages.DRAIN: self._drain,
+            messages.ASSIGN: self._assign,
+            messages.DRIVE: self._drive,
+        }
+        return Service(messages.SERVICE, {method.name: handler for method, handler in calls.items()})
+
+    def status(self) -> PeerStatus:
+        """What this daemon does."""
+        context = self._context
+        traffic = context.transport.traffic()
+        return PeerStatus(
+            peer=context.me,
+            endpoint=context.endpoint,
+            version=__version__,
+            run=context.run.id,
+            roles=self._roster.statuses(),
+            traffic=tuple(Traffic(flow, count.sent, count.received) for flow, count in sorted(traffic.items())),
+            idle_seconds=context.heartbeat.idle_seconds(),
+            known_peers=len(context.directory.snapshot().peers),
+            reason=str(self._reason),
+        )
+
+    async def _hello(self, request: bytes, caller: Caller) -> bytes:
+        context = self._context
+        roles = self._roster.names()
+        return messages.encode(messages.HelloReply(context.me, __version__, context.run.id, roles, caller.address))
+
+    async def _config(self, request: bytes, caller: Caller) -> bytes:
+        wanted = messages.decode(messages.ConfigRequest, request)
+        config = self._context.run.config
+        if config is None or (wanted.digest and wanted.digest != config.id.digest):
+            raise RefusedError(f"this daemon does not hold that config; it works for run {self._context.run.id}")
+        return messages.encode(messages.ConfigReply(config.id, config.canonical()))
+
+    async def _status(self, request: bytes, caller: Caller) -> bytes:
+        return messages.encode(messages.StatusReply(self.status()))
+
+    async def _swarm(self, request: bytes, caller: Caller) -> bytes:
+        snapshot = self._context.directory.snapshot()
+        others = [(peer, entry.record.endpoint) for peer, entry in snapshot.peers.items() if peer != self._context.me]
+        room = asyncio.Semaphore(SWARM_CONCURRENCY)
+
+        async def ask(peer: str, endpoint: Endpoint) -> PeerStatus:
+            async with room:
+                try:
+                    return await Remote(self._context.transport, endpoint, SWARM_SECONDS).status()
+                except DistqatError as error:
+                    return PeerStatus(peer=peer, endpoint=endpoint, reason=error.reason, reachable=False)
+
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(ask(peer, endpoint)) for peer, endpoint in sorted(others)]
+        return messages.encode(messages.SwarmReply((self.status(), *(task.result() for task in asked))))
+
+    async def _metrics(self, request: bytes, caller: Caller) -> bytes:
+        after = messages.decode(messages.MetricsRequest, request).after
+        lines = self._context.telemetry.since(after)
+        return messages.encode(
+            messages.MetricsReply(
+                tuple(messages.MetricLine(m.serial, m.kind, m.time, m.labels, m.values) for m in lines)
+            )
+        )
+
+    async def _add_role(self, request: bytes, caller: Caller) -> bytes:
+        wanted = messages.decode(messages.RoleRequest, request)
+        await self._roster.add(wanted.role, RoleOptions(stage=wanted.stage))
+        return messages.encode(messages.RoleReply(self._roster.names()))
+
+    async def _drop_role(self, request: bytes, caller: Caller) -> bytes:
+        await self._roster.drop(messages.decode(messages.RoleRequest, request).role)
+        return messages.encode(messages.RoleReply(self._roster.names()))
+
+    async def _drain(self, request: bytes, caller: Caller) -> bytes:
+        self.leaving.set()
+        return messages.encode(messages.DrainReply(self._context.settings.daemon.drain_timeout))
+
+    async def _assign(self, request: bytes, caller: Caller) -> bytes:
+        wanted = messages.decode(messages.AssignRequest, request)
+        self._context.run.check(wanted.run)
+        expert = cast(AssignableRole, self._roster.get("expert"))
+        answer = await expert.assign(StageIndex(wanted.stage) if wanted.seated else None)
+        return messages.encode(messages.AssignReply(answer))
+
+    async def _drive(self, request: bytes, caller: Caller) -> bytes:
+        wanted = messages.decode(messages.DriveRequest, request)
+        self._context.run.check(wanted.run)
+        trainer = cast(DrivingRole, self._roster.get("trainer"))
+        answer = await trainer.drive(PipelineId(wanted.pipeline), wanted.epoch, wanted.route)
+        return messages.encode(messages.DriveReply(answer))
+
+

@@ -1,0 +1,142 @@
+"""One daemon, put together: the only place that knows every room.
+
+The order of closing is the order of nesting: roles first, then what they announced, then the DHT, then the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from distqat import __version__
+from distqat.aio import Backoff, supervise
+from distqat.config import Settings
+from distqat.discovery.directory import Directory
+from distqat.discovery.known import KnownPeers
+from distqat.discovery.node import DhtNode
+from distqat.discovery.records import ConfigRecord, PeerRecord
+from distqat.ids import Endpoint, short
+from distqat.peer.addresses import announced
+from distqat.peer.control import Control
+from distqat.peer.identity import Identity
+from distqat.peer.joining import Joining
+from distqat.peer.roster import Roster
+from distqat.roles.context import Heartbeat, RoleContext, RoleOptions, RunHolder
+from distqat.rpc.grpc import open_transport
+from distqat.telemetry import Reason, Telemetry
+
+log = logging.getLogger(__name__)
+
+ANNOUNCE_SECONDS = 0.5
+
+PATRONS = {"client", "monitor"}
+"""Roles whose holders hand out the run's config."""
+
+
+@dataclass(frozen=True)
+class PeerOrder:
+    """What a daemon is asked to be."""
+
+    settings: Settings
+    identity: Identity
+    roles: tuple[str, ...]
+    join: tuple[Endpoint, ...]
+    stage: int | None
+    brings_run: bool
+
+
+class Peer:
+    """A running daemon."""
+
+    def __init__(self, context: RoleContext, roster: Roster, control: Control) -> None:
+        self.context = context
+        self.roster = roster
+        self.control = control
+
+    def __repr__(self) -> str:
+        return f"<Peer {short(self.context.me)} at {self.context.endpoint}: {self.roster!r}>"
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, order: PeerOrder) -> AsyncIterator[Peer]:
+        """Listen first, join in the background, take the roles; leave everything in the opposite order.
+
+        Raises CannotListenError, ConfigError.
+        """
+        settings, identity = order.settings, order.identity
+        async with AsyncExitStack() as stack:
+            transport = await stack.enter_async_context(open_transport())
+            server = await stack.enter_async_context(transport.serve(Endpoint.parse(settings.daemon.listen)))
+            endpoint = announced(settings.daemon.announce, server.endpoint, order.join)
+            run, reason = RunHolder(), Reason(log, "starting")
+            if order.brings_run:
+                run.set(settings.run_config())
+            dht = await stack.enter_async_context(
+                DhtNode.open(
+                    transport,
+                    identity.key,
+                    endpoint,
+                    time.time_ns() // 1_000_000,
+                    random.Random(os.urandom(16)),
+                    KnownPeers(identity.folder / "known_peers.json"),
+                )
+            )
+            server.add(dht.service)
+            directory = await stack.enter_async_context(Directory.open(dht, run.id))
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            context = RoleContext(
+                me=identity.peer,
+                endpoint=endpoint,
+                transport=transport,
+                server=server,
+                directory=directory,
+                telemetry=Telemetry(),
+                settings=settings,
+                run=run,
+                heartbeat=Heartbeat(),
+                state_dir=identity.folder,
+                take_role=lambda name: roster.add(name),
+            )
+            roster = await stack.enter_async_context(Roster.open(context))
+            peer = cls(context, roster, Control(context, roster, reason))
+            server.add(peer.control.service())
+            log.info("peer %s listens on %s, dial %s", short(context.me), server.endpoint, endpoint)
+            identity.write_endpoint(endpoint)
+            dht.bootstrap(order.join)
+            joining = Joining(transport, dht, directory, run, reason)
+            tasks = [
+                group.create_task(supervise("joining", joining.learn_run, Backoff())),
+                group.create_task(supervise("announcing", peer.announce, Backoff())),
+                *(group.create_task(peer.take(role, order.stage)) for role in order.roles),
+            ]
+            reason.set(f"working for run {run.id}" if run.id is not None else "joining")
+            try:
+                yield peer
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def take(self, role: str, stage: int | None) -> None:
+        """Take a role that was asked for at the start, however long that lasts."""
+        await supervise(f"taking {role}", partial(self.roster.add, role, RoleOptions(stage)), Backoff(1.0, 10.0))
+
+    async def announce(self) -> None:
+        """Keep telling the swarm that this daemon is here, and with which roles."""
+        context = self.context
+        while True:
+            record = PeerRecord(context.endpoint, self.roster.names(), context.run.id, __version__)
+            context.directory.announce(record)
+            if context.run.id is not None and PATRONS & set(record.roles):
+                context.directory.announce(ConfigRecord(context.run.id, context.endpoint))
+            await asyncio.sleep(ANNOUNCE_SECONDS)
+
+    async def drain(self) -> None:
+        """Give all roles back in good order."""
+        await self.roster.drain()

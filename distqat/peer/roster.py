@@ -1,0 +1,135 @@
+"""The roles of a daemon, taken and dropped while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from distqat.aio import Backoff, supervise
+from distqat.errors import ConfigError, DeadlineError, RefusedError
+from distqat.roles.context import OpenRole, Role, RoleContext, RoleOptions
+from distqat.roles.status import RoleStatus
+
+log = logging.getLogger(__name__)
+
+ROLES: Mapping[str, str] = {
+    "monitor": "distqat.roles.monitor",
+    "client": "distqat.roles.client",
+    "trainer": "distqat.roles.trainer",
+    "expert": "distqat.roles.expert",
+}
+"""Where each role is made: a module with `open_role`. Imported only when the role is taken, since some need torch."""
+
+TAKE_SECONDS = 60.0
+"""A role that is not there after this long has failed; torch may have to be read from a slow disk."""
+
+
+@dataclass
+class _Held:
+    """A role that is held, or being taken."""
+
+    task: asyncio.Task[None] | None = None  # None only until its task is made.
+    role: Role | None = None  # None until it is open, and after a failure until it is open again.
+    reason: str = "starting"
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Roster:
+    """Holds the roles of one daemon; each runs under supervision and takes none of the others down."""
+
+    def __init__(self, context: RoleContext, group: asyncio.TaskGroup) -> None:
+        self._context = context
+        self._group = group
+        self._held: dict[str, _Held] = {}
+
+    def __repr__(self) -> str:
+        return f"<Roster {' '.join(self.names()) or 'spare'}>"
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, context: RoleContext) -> AsyncIterator[Roster]:
+        """A roster without roles; at the end all that are left are dropped."""
+        async with asyncio.TaskGroup() as group:
+            roster = cls(context, group)
+            try:
+                yield roster
+            finally:
+                for name in list(roster._held):
+                    await roster._close(name)
+
+    def names(self) -> tuple[str, ...]:
+        """The roles that are held."""
+        return tuple(sorted(self._held))
+
+    def get(self, name: str) -> Role:
+        """The role of that name; RefusedError if it is not held, or not ready."""
+        held = self._held.get(name)
+        if held is None or held.role is None:
+            why = "does not hold" if held is None else "is still taking"
+            raise RefusedError(f"this daemon {why} the role '{name}'")
+        return held.role
+
+    def statuses(self) -> tuple[RoleStatus, ...]:
+        """What each role does."""
+        return tuple(
+            held.role.status() if held.role is not None else RoleStatus(name, "waiting", held.reason)
+            for name, held in sorted(self._held.items())
+        )
+
+    async def add(self, name: str, options: RoleOptions | None = None) -> None:
+        """Take a role and wait until it is open; taking one twice changes nothing. Raises ConfigError."""
+        if name not in ROLES:
+            raise ConfigError(f"there is no role '{name}'; roles are: {', '.join(sorted(ROLES))}")
+        if name not in self._held:
+            held = self._held[name] = _Held()
+            held.task = self._group.create_task(self._supervised(name, held, options or RoleOptions()), name=name)
+        held = self._held[name]
+        try:
+            async with asyncio.timeout(TAKE_SECONDS):
+                await held.ready.wait()
+        except TimeoutError:
+            raise DeadlineError(f"role '{name}' is not open after {TAKE_SECONDS:.0f} s: {held.reason}") from None
+
+    async def drop(self, name: str) -> None:
+        """Give a role back in good order; dropping one that is not held is refused."""
+        role = self.get(name)
+        try:
+            async with asyncio.timeout(self._context.settings.daemon.drain_timeout):
+                await role.drain()
+        except TimeoutError:
+            log.warning("role %s did not finish in time and is dropped as it is", name)
+        await self._close(name)
+
+    async def drain(self) -> None:
+        """Give all roles back, trainers first, so that experts see the end of their steps."""
+        order = {"client": 0, "trainer": 1, "expert": 2, "monitor": 3}
+        for name in sorted(self._held, key=lambda role: order[role]):
+            if self._held[name].role is not None:
+                await self.drop(name)
+
+    async def _close(self, name: str) -> None:
+        held = self._held.pop(name)
+        if held.task is not None:
+            held.task.cancel()
+            await asyncio.wait([held.task])
+        log.info("dropped the role %s", name)
+
+    async def _supervised(self, name: str, held: _Held, options: RoleOptions) -> None:
+        def failed(error: BaseException) -> None:
+            held.role, held.reason = None, f"failed: {error}; trying again"
+
+        await supervise(f"role {name}", lambda: self._run(name, held, options), Backoff(0.5, 10.0), failed)
+
+    async def _run(self, name: str, held: _Held, options: RoleOptions) -> None:
+        # Imported in a thread: torch takes seconds to read, and the loop has leases to answer meanwhile.
+        module = await asyncio.to_thread(importlib.import_module, ROLES[name])
+        open_role: OpenRole = module.open_role
+        async with open_role(self._context, options) as role:
+            held.role, held.reason = role, ""
+            held.ready.set()
+            log.info("took the role %s", name)
+            await asyncio.Event().wait()

@@ -1,0 +1,137 @@
+"""What an expert remembers from route to route, so that every step is applied exactly once. Pure.
+
+A route may break between the moment at which stage 0 commits a step and the one at which the last stage hears of it.
+So the message that opens the next route carries a step down to the last stage and back up, and each stage moves to it:
+
+- down: the trainer's last committed step; a stage that has committed one more (the news was lost) passes that on;
+- up: the step that the stages below have settled on. A stage that holds all gradients of exactly that step applies
+  them now, any other gradients are dropped, and a newcomer, which has no steps of its own, takes the number as it is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distqat.errors import MessageError, StaleError
+from distqat.ids import PipelineId
+
+if TYPE_CHECKING:
+    from distqat.model.stage import Stage
+
+MAX_PIPELINES = 1024
+"""Pipelines whose last epoch is remembered; more than one expert ever serves."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a stage holds of a pipeline: steps committed (None: newcomer), and the step whose gradients are complete."""
+
+    version: int | None
+    complete: int | None = None
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """Microbatches and samples of one training step."""
+
+    count: int
+    samples: int
+
+
+def step_to_pass_on(step: int, held: Held) -> int:
+    """The step for the stages below, when the ones above speak of `step`. Raises StaleError."""
+    if held.version is None or held.version == step or _can_apply(step, held):
+        return step
+    if held.version == step + 1:
+        return held.version
+    raise StaleError(_apart(step, held))
+
+
+def has_to_apply(step: int, held: Held) -> bool:
+    """Whether the held gradients are those of `step`, which is committed. Raises StaleError when it is out of reach."""
+    if held.version is None or held.version == step:
+        return False
+    if _can_apply(step, held):
+        return True
+    raise StaleError(_apart(step, held))
+
+
+def _can_apply(step: int, held: Held) -> bool:
+    return held.version == step - 1 and held.complete == step
+
+
+def _apart(step: int, held: Held) -> str:
+    return (
+        f"the route is at step {step}, the stage has committed step {held.version} of this pipeline; "
+        "give the seat to a stage without steps of its own, or drive a new pipeline"
+    )
+
+
+class Standing:
+    """An expert's memory of the pipelines that it serves; outlives the routes. One for each PipelineService."""
+
+    def __init__(self) -> None:
+        self.owed: deque[tuple[int, int]] = (
+            deque()
+        )  # Steps applied, with their samples, that the host has yet to hear of.
+        self._stage: Stage | None = None  # The stage that the rest speaks of; None before the first route.
+        self._pipeline: PipelineId | None = None  # The pipeline whose steps the stage counts; None: a newcomer to any.
+        self._sizes: dict[int, StepSize] = {}  # Of the steps that have begun and are not committed.
+        self._epochs: dict[PipelineId, int] = {}  # The newest epoch seen of each pipeline, last seen last.
+
+    def note_epoch(self, pipeline: PipelineId, epoch: int) -> None:
+        """A route of that epoch wants to open. Raises StaleError when a newer one has been seen."""
+        newest = self._epochs.pop(pipeline, 0)
+        self._epochs[pipeline] = max(newest, epoch)
+        if len(self._epochs) > MAX_PIPELINES:
+            del self._epochs[next(iter(self._epochs))]
+        if epoch < newest:
+            raise StaleError(f"route epoch {epoch} of pipeline {pipeline} is older than epoch {newest}, which was here")
+
+    def note_size(self, step: int, size: StepSize) -> None:
+        """A training microbatch speaks of its step's size. Raises MessageError when it was another before."""
+        known = self._sizes.setdefault(step, size)
+        if known != size:
+            raise MessageError(f"step {step} of {size} after {known}")
+
+    def samples(self, step: int) -> int | None:
+        """Samples of a step that has begun; None when nothing of it was here."""
+        size = self._sizes.get(step)
+        return size.samples if size is not None else None
+
+    # What follows touches the stage, so it runs on the device's thread.
+
+    def held(self, stage: Stage, pipeline: PipelineId) -> Held:
+        """What the stage holds for a route of this pipeline."""
+        if stage is not self._stage:
+            self.owed.clear()
+            return Held(None)
+        if pipeline != self._pipeline:
+            return Held(None)
+        pending = stage.pending
+        size = self._sizes.get(pending.step) if pending is not None else None
+        if pending is None or size is None or len(pending.microbatches) != size.count:
+            return Held(stage.version)
+        return Held(stage.version, pending.step)
+
+    def reach(self, stage: Stage, pipeline: PipelineId, step: int) -> None:
+        """Bring the stage to `step`, which is committed. Raises StaleError."""
+        held = self.held(stage, pipeline)
+        if has_to_apply(step, held):
+            self.apply(stage, step)
+        else:
+            stage.drop_pending()
+            if held.version is None:
+                stage.adopt_version(step)
+        self._stage, self._pipeline = stage, pipeline
+        self._sizes.clear()
+
+    def apply(self, stage: Stage, step: int) -> None:
+        """Apply the step's gradients, and remember that the host has to hear of it."""
+        size = self._sizes[step]
+        stage.commit(step)
+        # In the same breath: whoever waits for this may be cancelled, and the samples must still be counted once.
+        self.owed.append((step, size.samples))
+        del self._sizes[step]

@@ -1,0 +1,5 @@
+"""Where the three flows meet: what a daemon does in the swarm.
+
+`plan` decides who hosts what (pure); `client` carries it out; `trainer`, `expert` and `monitor` do their part;
+`local` is the baseline. `context` is what a role gets from its daemon, `status` what it says of itself.
+"""

@@ -1,0 +1,179 @@
+"""The client: owns the run. Its config, the books of who trains on which samples, and the plan of who hosts what.
+
+It asks every peer of the run what it does, judges the answers by the lease, lets `plan` decide, and tells experts and
+trainers. All it holds can be read from the swarm again, but for the ledger, which it keeps on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from distqat.aio import Backoff, supervise
+from distqat.config import RunConfig
+from distqat.data.ledger import Ledger
+from distqat.data.sampler import budget
+from distqat.data.messages import SERVICE as DATA_SERVICE
+from distqat.data.service import data_service
+from distqat.data.sources import open_source
+from distqat.discovery.records import ClientRecord
+from distqat.errors import DistqatError
+from distqat.ids import PeerId
+from distqat.roles.books import keep_books, open_books
+from distqat.roles.context import RoleContext, RoleOptions
+from distqat.roles.leases import Leases
+from distqat.roles.planner import Planner
+from distqat.roles.remote import Remote
+from distqat.roles.status import RoleStatus, RunStatus
+from distqat.rpc.transport import Deadline
+from distqat.telemetry import Reason
+
+log = logging.getLogger(__name__)
+
+PLAN_SECONDS = 0.25
+"""Between two looks at the plan when nothing is reported."""
+
+
+@asynccontextmanager
+async def open_role(context: RoleContext, options: RoleOptions) -> AsyncIterator[Client]:
+    """Own the run while the role is held."""
+    client = Client(context)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(supervise("client", client.work, Backoff(1.0, 10.0), client.failed))
+        try:
+            yield client
+        finally:
+            task.cancel()
+
+
+class Client:
+    """Plans one run and keeps its books."""
+
+    def __init__(self, context: RoleContext) -> None:
+        self._context = context
+        self._reason = Reason(log, "waiting: no run is known yet")
+        self._phase = "waiting"
+        self._config: RunConfig | None = None  # None until the run is known.
+        self._ledger: Ledger | None = None  # None until the data set has been opened.
+        self._leases: Leases | None = None  # None until the run is known.
+        self._planner: Planner | None = None  # None until this client plans.
+        self._is_draining = False
+
+    def __repr__(self) -> str:
+        return f"<Client {self._phase}: {self._reason}; {self._ledger}>"
+
+    def status(self) -> RoleStatus:
+        """Phase, reason, and the run."""
+        return RoleStatus("client", self._phase, str(self._reason), run=self._run_status())
+
+    async def drain(self) -> None:
+        """Plan no more; the pipelines that exist go on without this client."""
+        self._is_draining = True
+        self._phase = "draining"
+
+    def failed(self, error: BaseException) -> None:
+        """The work failed and will be tried again."""
+        self._phase = "failed"
+        self._reason.set(f"{error}", logging.WARNING)
+
+    async def work(self) -> None:
+        """Stand by while another client plans; else plan, watch the leases and keep the books."""
+        context = self._context
+        self._config = config = await context.run.wait()
+        self._leases = Leases(config.lease.min)
+        self._reason.set(f"opening data source {config.data.source}")
+        source = await asyncio.to_thread(open_source, config.data)
+        self._announce(False)
+        await context.directory.wait_synced()
+        await self._wait_turn()
+        positions = budget(config.train.epochs, len(source.train))
+        books = Path(context.state_dir) / f"ledger-{config.id.digest}.json"
+        self._ledger = ledger = await asyncio.to_thread(open_books, books, positions, self._has_progress())
+        self._planner = Planner(context, config, ledger, self._leases)
+        self._announce(True)
+        context.server.add(data_service(config.id, ledger))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch_leases())
+                group.create_task(keep_books(books, ledger))
+                await self._plan(self._planner)
+        finally:
+            await context.server.remove(DATA_SERVICE)
+
+    async def _wait_turn(self) -> None:
+        while True:
+            clients = self._context.directory.snapshot().clients
+            planning = sorted(p for p, e in clients.items() if e.record.planning and p != self._context.me)
+            if not planning:
+                return
+            self._phase = "waiting"
+            self._reason.set(f"standing by: {planning[0][:8]} plans this run")
+            await self._wait_news()
+
+    async def _wait_news(self) -> None:
+        directory = self._context.directory
+        await directory.wait_changed(directory.snapshot().version, Deadline.after(PLAN_SECONDS))
+
+    def _has_progress(self) -> bool:
+        """Whether any live expert holds something that was trained; without one the books would speak of the past."""
+        experts = self._context.directory.snapshot().experts.values()
+        return any(entry.record.round > 0 or entry.record.step > 0 for entry in experts)
+
+    async def _plan(self, planner: Planner) -> None:
+        while True:
+            if not self._is_draining:
+                await planner.act()
+                self._phase = planner.phase
+                self._reason.set(planner.reason)
+                self._announce(True)
+            await self._wait_news()
+
+    async def _watch_leases(self) -> None:
+        """Ask every peer of the run what it does, a few times within each lease."""
+        leases = self._leases
+        assert leases is not None
+        while True:
+            snapshot = self._context.directory.snapshot()
+            peers = {peer: entry.record.endpoint for peer, entry in snapshot.experts.items()}
+            peers |= {peer: entry.record.endpoint for peer, entry in snapshot.trainers.items()}
+            leases.forget(set(peers))
+            async with asyncio.TaskGroup() as group:
+                for peer, endpoint in peers.items():
+                    group.create_task(self._ask(leases, peer, Remote(self._context.transport, endpoint, leases.seconds)))
+            await asyncio.sleep(min(leases.seconds / 6, 0.5))
+
+    async def _ask(self, leases: Leases, peer: PeerId, remote: Remote) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            loss = leases.answered(peer, await remote.status(), loop.time())
+        except DistqatError as error:
+            loss = leases.failed(peer, error, loop.time())
+        if loss is not None:
+            log.warning("lost %s: %s", peer[:8], loss.reason)
+            self._context.directory.mark_lost(peer, loss.reason)
+            self._context.telemetry.record("loss", {"peer": peer, "reason": loss.reason}, {})
+
+    def _announce(self, planning: bool) -> None:
+        self._context.directory.announce(ClientRecord(self._context.endpoint, planning, str(self._reason)))
+
+    def _run_status(self) -> RunStatus | None:
+        config, ledger, leases = self._config, self._ledger, self._leases
+        if config is None or leases is None:
+            return None
+        stages = tuple(f"{config.model.name}/{index}" for index in range(config.model.stages))
+        if ledger is None:
+            return RunStatus(stages=stages)
+        return RunStatus(
+            committed=ledger.committed,
+            budget=ledger.budget,
+            open=ledger.open,
+            stages=stages,
+            finished=self._planner is not None and self._planner.is_finished,
+            doubled=ledger.doubled,
+            lost=ledger.lost,
+            pipelines=self._planner.pipelines() if self._planner is not None else (),
+            losses=tuple(leases.history),
+        )

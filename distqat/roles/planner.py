@@ -1,0 +1,135 @@
+"""Carries out the plan: shows `plan` the swarm, and tells experts and trainers what it decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import replace
+
+from distqat.config import RunConfig
+from distqat.data.ledger import Ledger
+from distqat.errors import DistqatError
+from distqat.ids import Endpoint, PeerId, PipelineId, StageIndex, short
+from distqat.roles.context import RoleContext
+from distqat.roles.leases import Leases
+from distqat.roles.plan import Action, Assign, Dissolve, ExpertView, Form, Pipeline, View, missing, plan
+from distqat.roles.remote import Remote
+from distqat.roles.status import ExpertStatus, PipelineStatus
+
+log = logging.getLogger(__name__)
+
+
+class Planner:
+    """The pipelines of one run, as its client has planned them."""
+
+    def __init__(self, context: RoleContext, config: RunConfig, ledger: Ledger, leases: Leases) -> None:
+        self.phase = "waiting"
+        self.reason = "waiting: no expert has joined yet"
+        self.is_finished = False
+        self._context = context
+        self._config = config
+        self._ledger = ledger
+        self._leases = leases
+        self._nonce = os.urandom(2).hex()  # Keeps the names of pipelines apart from those of an earlier client.
+        self._formed = 0  # Pipelines formed so far; names the next one.
+        self._pipelines: dict[PipelineId, Pipeline] = {}
+        self._reasons: dict[PipelineId, str] = {}
+        self._moved: dict[PeerId, float] = {}  # When an expert was last given a stage.
+
+    def pipelines(self) -> tuple[PipelineStatus, ...]:
+        """The pipelines as planned; what they do is said by their trainers."""
+        return tuple(
+            PipelineStatus(line.id, line.epoch, line.route, reason=self._reasons[line.id])
+            for line in self._pipelines.values()
+        )
+
+    async def act(self) -> None:
+        """Look at the swarm, decide, and do it; one wave."""
+        view = self._view()
+        if self._ledger.finished:
+            self._conclude()
+            return
+        if not view.trainers:
+            self.reason = "taking the trainer role, since nobody has it"
+            await self._context.take_role("trainer")
+        for action in plan(view, self._config.plan, asyncio.get_running_loop().time()):
+            log.info("plan: %s", action)
+            try:
+                await self._carry_out(action)
+            except DistqatError as error:
+                # The next look at the swarm sees what is so now, and decides again.
+                log.warning("plan: %s failed: %s", type(action).__name__, error)
+        self.phase = "training" if self._pipelines else "waiting"
+        count = len(self._pipelines)
+        more = missing(self._view()).removeprefix("waiting: ")
+        self.reason = f"{count} pipeline{'s' * (count != 1)}; no further one: {more}" if count else f"waiting: {more}"
+
+    def _conclude(self) -> None:
+        """The whole budget is committed; finished once every trainer says so."""
+        statuses = self._leases.statuses.values()
+        lines = {line.pipeline: line for status in statuses for role in status.roles for line in role.pipelines}
+        busy = [name for name in self._pipelines if name in lines and lines[name].phase != "finished"]
+        self.is_finished = not busy
+        self.phase = "finished"
+        self.reason = f"the budget is committed; pipeline {busy[0]} is settling" if busy else "the budget is committed"
+
+    def _view(self) -> View:
+        """The live peers, as they described themselves last."""
+        experts, trainers = [], []
+        for peer, status in sorted(self._leases.statuses.items()):
+            if status.run != self._config.id:
+                continue
+            for role in status.roles:
+                if role.expert is not None and role.phase not in ("failed", "draining"):
+                    experts.append(_expert_view(peer, status.endpoint, role.expert))
+                elif role.role == "trainer" and role.phase != "draining":
+                    trainers.append(peer)
+        pipelines = tuple(self._pipelines.values())
+        return View(self._config.model.stages, tuple(experts), tuple(trainers), pipelines, self._moved)
+
+    async def _carry_out(self, action: Action) -> None:
+        match action:
+            case Assign():
+                await self._assign(action)
+            case Form():
+                await self._form(action)
+            case Dissolve():
+                await self._dissolve(action)
+
+    async def _assign(self, action: Assign) -> None:
+        status = self._leases.statuses[action.peer]
+        self._moved[action.peer] = asyncio.get_running_loop().time()
+        answer = await self._remote(action.peer).assign(self._config.id, action.stage)
+        # Known at once, not only at the next look at the peer.
+        roles = tuple(replace(role, expert=answer) if role.role == "expert" else role for role in status.roles)
+        self._leases.statuses[action.peer] = replace(status, roles=roles)
+
+    async def _form(self, action: Form) -> None:
+        known = self._pipelines.get(action.id) if action.id is not None else None
+        if known is None:
+            self._formed += 1
+        name = known.id if known is not None else PipelineId(f"p{self._formed}-{self._nonce}")
+        pipeline = Pipeline(name, known.epoch + 1 if known is not None else 1, action.route, action.trainer)
+        await self._remote(action.trainer).drive(self._config.id, name, pipeline.epoch, action.route)
+        self._pipelines[name] = pipeline
+        self._reasons[name] = action.why
+
+    async def _dissolve(self, action: Dissolve) -> None:
+        pipeline = self._pipelines.pop(action.id)
+        del self._reasons[action.id]
+        if pipeline.trainer in self._leases.statuses:
+            await self._remote(pipeline.trainer).drive(self._config.id, pipeline.id, pipeline.epoch + 1, ())
+        released = self._ledger.release(pipeline.id)
+        log.info("pipeline %s is dissolved: %s; %d samples go to others", pipeline.id, action.why, released)
+
+    def _remote(self, peer: PeerId) -> Remote:
+        status = self._leases.statuses.get(peer)
+        if status is None:
+            raise DistqatError(f"{short(peer)} is not there any more")
+        return Remote(self._context.transport, status.endpoint)
+
+
+def _expert_view(peer: PeerId, endpoint: Endpoint, expert: ExpertStatus) -> ExpertView:
+    stage = StageIndex(expert.stage) if expert.seated else None
+    return ExpertView(peer, endpoint, stage, expert.ready, expert.pinned)

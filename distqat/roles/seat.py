@@ -1,0 +1,177 @@
+"""A stage, held: its tensors, its rounds with the siblings, and the routes that run through it.
+
+The host of flow A and the owner of flow B at once: here, and only here, a committed step may turn into a round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+
+from distqat.averaging.averager import Averager
+from distqat.config import RunConfig
+from distqat.errors import RefusedError, RoundError
+from distqat.ids import short
+from distqat.model.device import Device
+from distqat.model.stage import Stage
+from distqat.pipeline.messages import Open
+from distqat.roles.context import RoleContext
+from distqat.roles.status import ExpertStatus, Receipt
+from distqat.telemetry import Rate, Reason
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.1
+"""An invited stage that has been between two steps for so long joins the round without waiting for the next step."""
+
+SHOWN_RECEIPTS = 8
+
+
+class Seat:
+    """One stage of the run at this expert; the `Host` of its routes."""
+
+    def __init__(
+        self, context: RoleContext, config: RunConfig, stage: Stage, device: Device, averager: Averager, reason: Reason
+    ) -> None:
+        self.stage = stage
+        self.device = device
+        self.averager = averager
+        self.phase = "joining"
+        self.is_closing = False  # True when the seat is about to be given back: no further route may open.
+        self._context = context
+        self._config = config
+        self._reason = reason
+        self._route: Open | None = None  # How the route that runs through here was opened; None between routes.
+        self._steps = 0  # Committed since the last round.
+        self._samples = 0  # What local values stand for beyond the anchor; weighs the pseudo-gradient.
+        self._quiet_since = 0.0  # When work was last delivered.
+        self._turn = asyncio.Lock()  # Held during a round: no step begins, and no other round.
+        self._rate = Rate()
+
+    def __repr__(self) -> str:
+        return f"<Seat {self.stage!r} {self.phase}: {self._reason}>"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the stage's state is complete."""
+        return self.averager.outer is not None
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether a route runs through here."""
+        return self._route is not None
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether something was learned here that is in no committed round."""
+        return self.is_ready and self._samples > 0
+
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether nothing of a step is begun and not committed."""
+        held = self.stage.statistics()
+        return not held.stashed_microbatches and self.stage.pending is None
+
+    def status(self, now: float) -> ExpertStatus:
+        """Facts for people."""
+        outer = self.averager.outer
+        receipts = list(self.averager.receipts)[-SHOWN_RECEIPTS:]
+        return ExpertStatus(
+            seated=True,
+            stage=self.stage.index,
+            stage_name=self.stage.name,
+            pipeline=self._route.pipeline if self._route is not None else "",
+            step=self.stage.version,
+            round=outer.round if outer is not None else 0,
+            digest=outer.digest if outer is not None else "",
+            samples_per_second=self._rate.value(now),
+            parameters=self.stage.num_parameters,
+            receipts=tuple(
+                Receipt(r.round, r.contributors, r.samples, r.bytes, r.seconds, r.digest, r.lost) for r in receipts
+            ),
+            ready=self.is_ready,
+        )
+
+    # What flow A asks of its host.
+
+    async def opened(self, opening: Open) -> None:
+        """A route wants this stage. Raises RefusedError while there is nothing to train."""
+        if not self.is_ready:
+            raise RefusedError(f"stage {self.stage.index} on {short(self._context.me)} is not ready: {self._reason}")
+        if self.is_closing:
+            raise RefusedError(f"{short(self._context.me)} gives stage {self.stage.index} back")
+        self._route = opening
+        self.phase = "training"
+        self._reason.set(f"training {self.stage.name} in pipeline {opening.pipeline}")
+
+    async def begin(self) -> None:
+        """A forward is about to run; waits while a round is under way."""
+        if self._turn.locked():
+            async with self._turn:
+                return
+
+    async def committed(self, step: int, samples: int) -> None:
+        """A step is applied; a round follows if one is due or a sibling waits for it."""
+        self._steps += 1
+        self._samples += samples
+        self._rate.add(samples, asyncio.get_running_loop().time())
+        if self.averager.is_due(self._steps):
+            await self.synchronise()
+
+    async def settle(self) -> None:
+        """The trainer wants the siblings to agree now."""
+        await self.synchronise()
+
+    def progressed(self) -> None:
+        """Work was delivered."""
+        self._quiet_since = asyncio.get_running_loop().time()
+
+    async def closed(self, reason: str) -> None:
+        """The route is gone; the stage keeps what it holds, and waits for the next one."""
+        self._route = None
+        self.phase = "waiting"
+        self._reason.set(f"waiting: no route through {self.stage.name} ({reason})")
+
+    # Rounds.
+
+    async def synchronise(self) -> None:
+        """One outer round with the siblings; if it fails, the local progress waits for the next one."""
+        async with self._turn:
+            before, self.phase = self.phase, "averaging"
+            try:
+                await self._round()
+            except RoundError as error:
+                log.warning("%s: %s; the local progress is kept", self.stage.name, error)
+                self._context.telemetry.record("failed round", {"stage": self.stage.name, "reason": error.reason}, {})
+            finally:
+                # Counted anew also after a failure: the next round is tried after as many steps, not after each.
+                self._steps = 0
+                self.phase = before
+
+    async def _round(self) -> None:
+        samples = self._samples
+        local = await self.device.run(self.stage.flatten)
+        result = await self.averager.synchronise(local, samples)
+        await self.device.run(lambda: self.stage.load_flat(result))
+        self._samples = 0
+        self.progressed()
+        if self.averager.receipts:
+            receipt = self.averager.receipts[-1]
+            labels = {"stage": self.stage.name, "digest": receipt.digest}
+            values: dict[str, float] = {"round": receipt.round, "contributors": len(receipt.contributors), "samples": receipt.samples}
+            values |= {"bytes": receipt.bytes, "seconds": receipt.seconds, "lost": len(receipt.lost)}
+            self._context.telemetry.record("round", labels, values)
+
+    async def keep_company(self) -> None:
+        """Join the rounds of the siblings while this stage has no work of its own."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self.averager.wait_invited()
+            pause = self._quiet_since + IDLE_SECONDS - loop.time()
+            if pause > 0 or self._turn.locked() or not self.is_between_steps or not self.averager.invited:
+                await asyncio.sleep(max(pause, IDLE_SECONDS / 4))
+                continue
+            await self.synchronise()
+
+

@@ -1,0 +1,129 @@
+"""The trainer: drives the pipelines that the client orders it to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from distqat.aio import Backoff, supervise
+from distqat.config import RunConfig
+from distqat.data.client import LedgerClient, RemoteClaims
+from distqat.data.sampler import Sampler
+from distqat.data.sources import Source, open_source
+from distqat.discovery.records import TrainerRecord
+from distqat.errors import RefusedError
+from distqat.ids import Endpoint, PipelineId, Seat
+from distqat.roles.context import RoleContext, RoleOptions
+from distqat.roles.drive import Drive, Fuel
+from distqat.roles.status import PipelineStatus, RoleStatus
+from distqat.telemetry import Reason
+
+log = logging.getLogger(__name__)
+
+ANNOUNCE_SECONDS = 0.5
+
+
+@asynccontextmanager
+async def open_role(context: RoleContext, options: RoleOptions) -> AsyncIterator[Trainer]:
+    """Drive pipelines while the role is held."""
+    async with asyncio.TaskGroup() as group:
+        trainer = Trainer(context, group)
+        task = group.create_task(supervise("trainer", trainer.prepare, Backoff(1.0, 10.0), trainer.failed))
+        try:
+            yield trainer
+        finally:
+            task.cancel()
+            trainer.stop()
+            context.directory.withdraw(TrainerRecord)
+
+
+class Trainer:
+    """Holds the drives of one daemon."""
+
+    def __init__(self, context: RoleContext, group: asyncio.TaskGroup) -> None:
+        self._context = context
+        self._group = group  # Owns the drives' tasks.
+        self._reason = Reason(log, "waiting: no run is known yet")
+        self._phase = "waiting"
+        self._fuel: Fuel | None = None  # None until the data set is open.
+        self._drives: dict[PipelineId, Drive] = {}
+        self._tasks: dict[PipelineId, asyncio.Task[None]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Trainer {self._phase} {len(self._drives)} pipelines>"
+
+    def status(self) -> RoleStatus:
+        """Phase, reason, and the pipelines."""
+        now = asyncio.get_running_loop().time()
+        lines = tuple(drive.status(now) for drive in self._drives.values())
+        return RoleStatus("trainer", self._phase, str(self._reason), pipelines=lines)
+
+    def failed(self, error: BaseException) -> None:
+        """Preparing failed and will be tried again."""
+        self._phase = "failed"
+        self._reason.set(f"{error}", logging.WARNING)
+
+    async def prepare(self) -> None:
+        """Learn the run, open its data set, and say that orders are taken; then keep saying what is done."""
+        context = self._context
+        config = await context.run.wait()
+        self._reason.set(f"opening data source {config.data.source}")
+        source: Source = await asyncio.to_thread(open_source, config.data)
+        self._fuel = Fuel(context.me, context.transport, config, source, context.telemetry)
+        while self._phase != "draining":
+            busy = sum(not task.done() for task in self._tasks.values())
+            self._phase = "training" if busy else "waiting"
+            self._reason.set(f"driving {busy} pipelines" if busy else "waiting: no pipeline to drive", logging.DEBUG)
+            self._announce()
+            await asyncio.sleep(ANNOUNCE_SECONDS)
+
+    async def drive(self, pipeline: PipelineId, epoch: int, route: tuple[Seat, ...]) -> PipelineStatus:
+        """Drive this route from now on; an empty one ends the pipeline. Raises RefusedError, StaleError."""
+        if self._fuel is None or self._phase == "draining":
+            raise RefusedError(f"the trainer takes no orders now: {self._reason}")
+        drive = self._drives.get(pipeline)
+        if drive is None:
+            drive = Drive(self._fuel, pipeline, self._data_client(self._fuel.config, self._fuel.source, pipeline))
+            self._drives[pipeline] = drive
+        drive.order(epoch, route)
+        task = self._tasks.get(pipeline)
+        if not route:
+            del self._drives[pipeline]
+            self._tasks.pop(pipeline, None)
+        elif task is None or task.done():
+            work = supervise(f"pipeline {pipeline}", drive.work, Backoff(0.5, 5.0))
+            self._tasks[pipeline] = self._group.create_task(work, name=pipeline)
+        return drive.status(asyncio.get_running_loop().time())
+
+    async def drain(self) -> None:
+        """Finish the steps under way, give back what is claimed, and take no further orders."""
+        self._phase = "draining"
+        self._reason.set("draining: finishing the steps under way")
+        for drive in self._drives.values():
+            drive.drain()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+
+    def stop(self) -> None:
+        """Drop everything now."""
+        for task in self._tasks.values():
+            task.cancel()
+
+    def _data_client(self, config: RunConfig, source: Source, pipeline: PipelineId) -> LedgerClient:
+        claims = RemoteClaims(self._context.transport, self._find_client, config.id)
+        return LedgerClient(pipeline, source, Sampler(len(source.train), config.run.seed), claims)
+
+    def _find_client(self) -> Endpoint | None:
+        """Where the run's planning client answers."""
+        clients = self._context.directory.snapshot().clients
+        planning = sorted((peer, e.record.endpoint) for peer, e in clients.items() if e.record.planning)
+        return planning[0][1] if planning else None
+
+    def _announce(self) -> None:
+        context = self._context
+        steps = sum(drive.status(0.0).step for drive in self._drives.values())
+        context.directory.announce(
+            TrainerRecord(context.endpoint, tuple(self._drives), step=steps, reason=str(self._reason))
+        )

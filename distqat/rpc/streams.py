@@ -1,0 +1,215 @@
+"""Streams over gRPC, both ends.
+
+What gRPC does otherwise than `transport.Stream` promises is put right here: a receive that is cancelled loses nothing,
+and a caller that leaves is not taken for one that has finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import cast
+
+import grpc.aio
+
+from distqat.errors import DistqatError, MessageError, RpcError, UnreachableError
+from distqat.ids import Endpoint
+from distqat.rpc.handlers import Outcome
+from distqat.rpc.pipes import checked
+from distqat.rpc.status import error_of
+from distqat.rpc.traffic import Meter
+from distqat.rpc.transport import Method
+
+FINISH = b"\x00"
+"""Last message of a caller that finishes sending. gRPC shows a handler the same end of stream when the caller has
+vanished, so a finish must be said. No protobuf message looks like this: field numbers start at 1."""
+
+
+StreamCall = grpc.aio.StreamStreamCall[bytes, bytes]
+ServerContext = grpc.aio.ServicerContext[bytes, bytes]
+
+_FOREIGN = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
+"""Whatever gRPC raises when a stream is over."""
+
+
+class GrpcStream(ABC):
+    """What both ends have in common."""
+
+    def __init__(self, method: Method, meter: Meter, max_message: int, group: asyncio.TaskGroup) -> None:
+        self.method = method
+        self._meter = meter
+        self._max_message = max_message
+        self._group = group  # Owns the read that is under way.
+        self._reading: asyncio.Task[Outcome[bytes | None]] | None = None  # Outlives a receive that is cancelled.
+        self._receiving = asyncio.Lock()  # gRPC allows one read at a time,
+        self._sending = asyncio.Lock()  # and one write.
+        self._finished = False  # This end sends no more.
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.method}{' finished' if self._finished else ''}>"
+
+    async def send(self, data: bytes) -> None:
+        """Send one message; waits while the other side is not keeping up."""
+        if self._finished:
+            raise RpcError(f"this side of the {self.method} stream has finished sending")
+        message = checked(data, self._max_message)
+        if message == FINISH:
+            raise MessageError("a message of one zero byte stands for the end of a stream")
+        async with self._sending:
+            await self._send_once(message)
+        self._meter.sent(self.method.flow, message)
+
+    async def receive(self) -> bytes | None:
+        """The next message, or None when the other side has finished sending."""
+        async with self._receiving:
+            if self._reading is None:
+                self._reading = self._group.create_task(self._read_once(), name=f"{self.method} read")
+            # If this wait is cancelled, the read goes on and the next receive takes what it brings.
+            await asyncio.wait({self._reading})
+            reading, self._reading = self._reading, None
+        if reading.cancelled():
+            raise UnreachableError(f"the {self.method} stream is closed")
+        message = reading.result().get()
+        if message is not None:
+            self._meter.received(self.method.flow, message)
+        return message
+
+    async def finish(self) -> None:
+        """Say that no more will be sent."""
+        if not self._finished:
+            self._finished = True
+            async with self._sending:
+                await self._half_close()
+
+    def close(self) -> None:
+        """No more is received; the owner's group joins the read."""
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def _read_once(self) -> Outcome[bytes | None]:
+        try:
+            return Outcome(await self._read())
+        except _FOREIGN as error:
+            return Outcome(error=await self._explain(error))
+        except DistqatError as error:
+            return Outcome(error=error)
+
+    async def _send_once(self, message: bytes) -> None:
+        try:
+            await self._write(message)
+        except _FOREIGN as error:
+            raise await self._explain(error) from None
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise UnreachableError(f"the {self.method} stream is closed") from None
+
+    @abstractmethod
+    async def _read(self) -> bytes | None:
+        """The next message, None at a proper end."""
+
+    @abstractmethod
+    async def _write(self, message: bytes) -> None:
+        """Hand one message to gRPC."""
+
+    @abstractmethod
+    async def _half_close(self) -> None:
+        """Tell the other side that no more comes."""
+
+    @abstractmethod
+    async def _explain(self, error: Exception) -> DistqatError:
+        """What an error of gRPC means here."""
+
+
+class CallerStream(GrpcStream):
+    """The end of the peer that opened the stream."""
+
+    def __init__(
+        self, call: StreamCall, to: Endpoint, method: Method, meter: Meter, max_message: int, group: asyncio.TaskGroup
+    ) -> None:
+        super().__init__(method, meter, max_message, group)
+        self._call = call
+        self._to = to
+
+    async def accepted(self) -> None:
+        """Wait until the other side has accepted the stream. Raises RpcError."""
+        try:
+            await self._call.initial_metadata()
+            if self._call.done():
+                raise await self._end()
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise UnreachableError(f"{self.method} at {self._to}: the transport is closed") from None
+
+    async def leave(self) -> None:
+        """Cancel what is still open, and wait until gRPC has let go of it."""
+        self.close()
+        self._call.cancel()
+        await self._call.code()
+
+    async def _read(self) -> bytes | None:
+        message = await self._call.read()
+        return None if message is grpc.aio.EOF else cast(bytes, message)
+
+    async def _write(self, message: bytes) -> None:
+        await self._call.write(message)
+
+    async def _half_close(self) -> None:
+        await self._send_once(FINISH)
+        await self._call.done_writing()
+
+    async def _explain(self, error: Exception) -> DistqatError:
+        if isinstance(error, grpc.aio.AioRpcError):
+            return error_of(error, self.method, self._to)
+        if self._call.done():
+            return await self._end()
+        return UnreachableError(f"{self.method} at {self._to}: {error}")
+
+    async def _end(self) -> DistqatError:
+        """Why the call is over, for one who wanted to go on."""
+        code, details = await self._call.code(), await self._call.details()
+        if code is grpc.StatusCode.OK:
+            return UnreachableError(f"{self.method} at {self._to}: the other side has ended the stream")
+        trailing = await self._call.trailing_metadata()
+        return error_of(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details), self.method, self._to)
+
+
+class HandlerStream(GrpcStream):
+    """The end of the peer that answers."""
+
+    def __init__(
+        self, context: ServerContext, method: Method, meter: Meter, max_message: int, group: asyncio.TaskGroup
+    ) -> None:
+        super().__init__(method, meter, max_message, group)
+        self._context = context
+        self._ended = False  # The caller has said that it sends no more.
+
+    async def _read(self) -> bytes | None:
+        if self._ended:
+            return None
+        message: object = await self._context.read()
+        if message == FINISH:
+            self._ended = True
+            return None
+        if message is grpc.aio.EOF:
+            raise self._left()
+        return cast(bytes, message)
+
+    async def _write(self, message: bytes) -> None:
+        await self._context.write(message)
+
+    async def _half_close(self) -> None:
+        """A handler finishes by returning."""
+
+    async def _explain(self, error: Exception) -> DistqatError:
+        return self._left()
+
+    def _left(self) -> DistqatError:
+        return UnreachableError(f"the caller of {self.method} has left")
+
+
+def is_cancelled() -> bool:
+    """Whether this task is being cancelled, and not merely waits for something that was."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

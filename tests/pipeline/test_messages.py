@@ -1,0 +1,143 @@
+"""What neighbours say to each other survives the wire; garbage does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distqat.errors import MessageError
+from distqat.ids import Endpoint, PeerId, PipelineId, RunId, Seat, StageIndex
+from distqat.pb import pipeline_pb2 as pb
+from distqat.pipeline.messages import (
+    MAX_REASON,
+    MAX_TENSORS,
+    Busy,
+    Commit,
+    Committed,
+    Fault,
+    Gradient,
+    Message,
+    Microbatch,
+    Open,
+    Opened,
+    Outcome,
+    Settle,
+    Settled,
+    from_header,
+    to_frames,
+)
+from distqat.wire import frames, tensors
+from distqat.wire.tensors import TensorHeader
+
+SEATS = (
+    Seat(PeerId("b"), Endpoint("10.0.0.1", 4000), StageIndex(1)),
+    Seat(PeerId("c"), Endpoint("::1", 4001), StageIndex(2)),
+)
+
+PLAIN: list[Message] = [
+    Open(RunId("digits", "abc"), PipelineId("p0"), 3, 17, SEATS),
+    Opened(17),
+    Outcome(4, 2, True, {"loss": 1.5, "correct": 3.0}),
+    Commit(4, 32),
+    Committed(4),
+    Settle(2),
+    Settled(2),
+    Busy(StageIndex(1)),
+    Fault(PeerId("b"), "TensorError", "the loss is nan"),
+    Gradient(4, 2),
+]
+
+
+@pytest.mark.parametrize("message", PLAIN, ids=lambda message: type(message).__name__)
+def test_a_message_without_payload_is_one_frame(message: Message) -> None:
+    (frame,) = to_frames(message)
+    header, payload = frames.split(frame)
+    assert not len(payload)
+    assert from_header(header) == (message, None)
+    assert pb.HopFrame.FromString(frame).header.WhichOneof("kind") == type(message).__name__.lower()
+
+
+@given(size=st.integers(1, 3 * (1 << 18)), step=st.integers(1, 1 << 40), train=st.booleans())
+def test_a_microbatch_repeats_its_header_with_each_chunk(size: int, step: int, train: bool) -> None:
+    headers, payload = tensors.encode({"hidden": torch.zeros(size), "labels": torch.ones(2, dtype=torch.int64)})
+    message = Microbatch(step, 1, 4, 32, train, 8, tuple(headers))
+    offset = 0
+    for frame in to_frames(message, payload):
+        header, part = frames.split(frame)
+        assert from_header(header) == (message, frames.Chunk(offset, len(payload)))
+        offset += len(part)
+    assert offset == len(payload)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_a_message_error_or_a_message(data: bytes) -> None:
+    try:
+        message, _ = from_header(memoryview(data))
+    except MessageError:
+        return
+    next(iter(to_frames(message)))
+
+
+def microbatch(**fields: int) -> pb.HopHeader:
+    values = {"step": 1, "index": 0, "count": 2, "batch_samples": 8, "samples": 4} | fields
+    return pb.HopHeader(microbatch=pb.Microbatch(**values))  # type: ignore[arg-type]
+
+
+def many_tensors() -> pb.HopHeader:
+    header = microbatch()
+    for index in range(MAX_TENSORS + 1):
+        header.microbatch.tensors.add(name=str(index))
+    return header
+
+
+def twins() -> pb.HopHeader:
+    header = microbatch()
+    for _ in range(2):
+        header.microbatch.tensors.add(name="labels")
+    return header
+
+
+def lying() -> pb.HopHeader:
+    header = microbatch()
+    header.microbatch.tensors.add(name="hidden", bytes=1 << 50)
+    header.chunk.total = 10
+    return header
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (pb.HopHeader(), "not known"),
+        (microbatch(step=0), "counted from 1"),
+        (microbatch(index=2), "index 2 of 2"),
+        (microbatch(count=0), "index 0 of 0"),
+        (microbatch(samples=9), "9 samples of 8"),
+        (microbatch(samples=0), "0 samples"),
+        (many_tensors(), "33 tensors"),
+        (twins(), "one name"),
+        (lying(), "another payload"),
+        (pb.HopHeader(commit=pb.Commit(step=0, samples=1)), "commit"),
+        (pb.HopHeader(open=pb.Open(pipeline="p", epoch=1)), "at least one seat"),
+        (pb.HopHeader(open=pb.Open(pipeline="", epoch=1, seats=[pb.Seat(peer="a")])), "no pipeline"),
+        (pb.HopHeader(open=pb.Open(pipeline="p", epoch=1, seats=[pb.Seat(peer="a")] * 2)), "not of every stage"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(header: pb.HopHeader, words: str) -> None:
+    with pytest.raises(MessageError, match=words):
+        from_header(memoryview(header.SerializeToString()))
+
+
+def test_a_reason_is_cut_before_it_travels() -> None:
+    (frame,) = to_frames(Fault(PeerId("b"), "RemoteError", "x" * (1 << 20)))
+    message, _ = from_header(frames.split(frame)[0])
+    assert isinstance(message, Fault)
+    assert len(message.reason) == MAX_REASON
+
+
+def test_a_gradient_is_one_tensor() -> None:
+    header = TensorHeader("gradient", "float32", (1,), "none", 0)
+    (frame,) = to_frames(Gradient(1, 0, (header, TensorHeader("more", "float32", (1,), "none", 0))))
+    with pytest.raises(MessageError, match="2 tensors"):
+        from_header(frames.split(frame)[0])

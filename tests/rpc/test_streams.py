@@ -1,0 +1,103 @@
+"""Where streams of gRPC are put right."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import grpc.aio
+import pytest
+
+from distqat.errors import MessageError, UnreachableError
+from distqat.rpc.grpc import open_transport
+from distqat.rpc.handlers import task_group
+from distqat.rpc.streams import FINISH, HandlerStream, ServerContext
+from distqat.rpc.traffic import Meter
+from distqat.rpc.transport import Method, Stream
+from tests.contract.worlds import CHAT, SINK, Trial, soon
+from tests.rpc.test_grpc import LOOPBACK, open_pair
+from tests.support import run
+
+METHOD = Method("distqat.v1.Trial", "Chat")
+
+
+class Script:
+    """A gRPC context from which exactly these things are read."""
+
+    def __init__(self, *messages: object) -> None:
+        self.messages = list(messages)
+
+    async def read(self) -> object:
+        return self.messages.pop(0)
+
+
+def test_an_end_that_was_not_said_is_a_caller_that_has_left() -> None:
+    async def main() -> None:
+        async with task_group() as group:
+            context = cast(ServerContext, Script(b"one", grpc.aio.EOF))
+            stream = HandlerStream(context, METHOD, Meter(), 100, group)
+            assert await stream.receive() == b"one"
+            with pytest.raises(UnreachableError, match=r"caller of Trial\.Chat has left"):
+                await stream.receive()
+
+    run(main())
+
+
+def test_an_end_that_was_said_stays_the_end() -> None:
+    async def main() -> None:
+        async with task_group() as group:
+            context = cast(ServerContext, Script(b"one", FINISH))
+            stream = HandlerStream(context, METHOD, Meter(), 100, group)
+            assert [await stream.receive() for _ in range(3)] == [b"one", None, None]
+
+    run(main())
+
+
+def test_a_message_that_stands_for_the_end_is_not_sent() -> None:
+    async def main() -> None:
+        async with open_pair() as pair, pair.alice.stream(pair.to, CHAT) as stream:
+            with pytest.raises(MessageError, match="zero byte"):
+                await stream.send(FINISH)
+
+    run(main())
+
+
+def test_sends_and_receives_of_several_tasks_do_not_collide() -> None:
+    async def main() -> None:
+        async with open_pair() as pair, pair.alice.stream(pair.to, CHAT) as stream:
+            async with asyncio.TaskGroup() as group:
+                received = [group.create_task(stream.receive()) for _ in range(10)]
+                for index in range(10):
+                    group.create_task(stream.send(str(index).encode()))
+            assert sorted(task.result() or b"" for task in received) == [str(index).encode() for index in range(10)]
+
+    run(main())
+
+
+async def fill(stream: Stream) -> None:
+    while True:
+        await stream.send(bytes(1 << 20))
+
+
+@pytest.mark.parametrize("what", ["send", "receive"])
+def test_a_transport_that_closes_fails_its_streams_without_cancelling_their_tasks(what: str) -> None:
+    async def main() -> None:
+        async with open_transport() as bob, bob.serve(LOOPBACK) as server, asyncio.TaskGroup() as group:
+            trial = Trial()
+            server.add(trial.service())
+            waiting = asyncio.Event()
+            async with open_transport() as alice:
+
+                async def use() -> None:
+                    async with alice.stream(server.endpoint, SINK) as stream:
+                        waiting.set()
+                        with pytest.raises(UnreachableError, match="closed"):
+                            await (fill(stream) if what == "send" else stream.receive())
+
+                using = group.create_task(use())
+                await soon(waiting)
+                await asyncio.wait({using}, timeout=0.3)  # Until the stream is full.
+            await using
+            assert not using.cancelled()
+
+    run(main())
