@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
 
 import torch
 
@@ -18,6 +17,8 @@ from distqat.ids import PeerId, short
 from distqat.rpc.transport import Stream
 from distqat.wire import codecs
 from distqat.wire.frames import CHUNK_BYTES, Chunk
+
+Work = Callable[[], Awaitable[None]]
 
 CODEC = "none"
 CHUNK_ELEMENTS = CHUNK_BYTES // torch.float32.itemsize
@@ -75,18 +76,28 @@ class Attempt:
         if self.failure is not None:
             raise AttemptError(self.failure.reason, self.failure.lost)
 
-    async def together(self, works: list[Coroutine[Any, Any, None]], watch: Coroutine[Any, Any, None]) -> None:
-        """Do all the works; `watch` fails when they should end before. Raises AttemptError, the attempt's first."""
-        try:
-            async with asyncio.TaskGroup() as watching:
-                task = watching.create_task(watch)
-                async with asyncio.TaskGroup() as working:
-                    for work in works:
-                        working.create_task(work)
+    async def together(self, works: Sequence[Work], watch: Work) -> None:
+        """Do all the works; `watch` fails when they should end before. Raises AttemptError, the attempt's first.
+
+        No task of the group ever fails: a TaskGroup that fails while it is left would (before Python 3.13) leave its
+        parent half cancelled, and no timeout around it would work any more.
+        """
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self.guard(watch))
+            pending = {group.create_task(self.guard(work)) for work in works}
+            while pending and self.failure is None:
+                done, _ = await asyncio.wait({watching, *pending}, return_when=asyncio.FIRST_COMPLETED)
+                pending -= done
+            for task in (watching, *pending):
                 task.cancel()
-        except* AttemptError as caught:
-            self.fail(_first(caught))
         self.check()
+
+    async def guard(self, work: Work) -> None:
+        """Do it; if it fails, so does the attempt."""
+        try:
+            await work()
+        except AttemptError as error:
+            self.fail(error)
 
     async def watch_members(self) -> None:
         """Fail as soon as the directory loses a member that it had, or when the attempt fails elsewhere."""
@@ -158,8 +169,3 @@ def blaming(member: Member) -> Iterator[None]:
         raise AttemptError(error.reason) from None
     except DistqatError as error:
         raise AttemptError(f"{short(member.peer)}: {error.reason}", member.peer) from None
-
-
-def _first(group: BaseExceptionGroup[AttemptError]) -> AttemptError:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

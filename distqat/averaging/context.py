@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 from distqat.averaging.group import RoundRef
@@ -75,7 +76,7 @@ class Context:
     on_lost: Callable[[PeerId, str], None]
     """Told that a sibling was lost to a round, and why."""
 
-    @property
+    @cached_property
     def waits(self) -> Waits:
         """How long each part of a round may take."""
         return Waits.of(self.sync, self.num_elements)

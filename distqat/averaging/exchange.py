@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 
 import torch
 
@@ -36,8 +37,10 @@ class Exchange:
     async def run(self) -> torch.Tensor:
         """The average of the group [num_elements]. Raises AttemptError."""
         attempt = self.attempt
-        works = [self._pull(owner) for owner in attempt.group.members if owner != attempt.mine and owner.elements]
-        await attempt.together([self.owner.average(), *works], attempt.watch_members())
+        works = [
+            partial(self._pull, owner) for owner in attempt.group.members if owner != attempt.mine and owner.elements
+        ]
+        await attempt.together([self.owner.average, *works], attempt.watch_members)
         return attempt.average
 
     def end(self) -> None:
@@ -49,8 +52,8 @@ class Exchange:
         with blaming(owner):
             transport = self.attempt.context.transport
             async with transport.stream(owner.endpoint, messages.EXCHANGE) as stream, asyncio.TaskGroup() as group:
-                group.create_task(self._send(owner, stream))
-                group.create_task(self._receive(owner, stream))
+                group.create_task(self.attempt.guard(partial(self._send, owner, stream)))
+                group.create_task(self.attempt.guard(partial(self._receive, owner, stream)))
 
     async def _send(self, owner: Member, stream: Stream) -> None:
         attempt = self.attempt

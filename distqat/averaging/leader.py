@@ -92,7 +92,7 @@ class Leader:
         reply = JoinReply(group=slices.assign(attempt, decision.members, mine.elements))
         assert reply.group is not None
         # Before anybody can vote.
-        self._ballots[attempt] = Ballot(self.context, reply.group)
+        self._ballots[attempt] = Ballot(self.context, reply.group, mine.round.number)
         while len(self._ballots) > KEPT_BALLOTS:
             self._ballots.popitem(last=False)
         for join in decision.members:

@@ -65,9 +65,9 @@ class Owner:
         if member is None or member == self.mine or member.peer in self._served or not self.mine.elements:
             raise RefusedError(f"{short(header.peer)} has no business in attempt {self.attempt.group.attempt}")
         self._served.add(member.peer)
-        works = [self._read(member, stream, header, payload), self._write(member, stream)]
+        works = [partial(self._read, member, stream, header, payload), partial(self._write, member, stream)]
         try:
-            await self.attempt.together(works, self.attempt.watch_failure())
+            await self.attempt.together(works, self.attempt.watch_failure)
         except AttemptError as error:
             raise RoundError(error.reason) from None
 

@@ -41,6 +41,7 @@ class Bootstrap:
         self._protocol = protocol
         self._random = random
         self._on_met = on_met  # Called when a part of the swarm was met that was not known.
+        self._around = float("-inf")  # When the own neighbours were last looked for.
         self._looked: dict[tuple[int, int], float] = {}  # When each bucket (by its range) was last looked into.
 
     def __repr__(self) -> str:
@@ -76,7 +77,8 @@ class Bootstrap:
         async with asyncio.TaskGroup() as group:
             for endpoint in self._random.sample(missing, min(KNOCKS, len(missing))):
                 group.create_task(self._knock(endpoint), name=f"knock at {endpoint}")
-        if len(self._protocol.router):
+        is_due = asyncio.get_running_loop().time() - self._around >= self._protocol.settings.refresh / 2
+        if len(self._protocol.router) and is_due:
             await self._look_around()
 
     async def _knock(self, endpoint: Endpoint) -> bool:
@@ -105,8 +107,8 @@ class Bootstrap:
 
     async def _look_around(self) -> None:
         """Crawl to the own place, then to a random one in each bucket that is due."""
+        now = self._around = asyncio.get_running_loop().time()
         await NodeCrawl(self._protocol, self._protocol.own.id, NEIGHBOURS).find()
-        now = asyncio.get_running_loop().time()
         for low, high in self._stale_buckets(now):
             self._looked[low, high] = now
             place = self._random.randint(low, min(high, 2 ** (8 * KEY_BYTES) - 1))

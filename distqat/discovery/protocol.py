@@ -98,7 +98,7 @@ class Table(RoutingTable):  # type: ignore[misc]  # The package has no types.
 
     def find(self, node_id: bytes) -> Node | None:
         """The node of that id, if it is known."""
-        return self.buckets[self.get_bucket_for(Node(node_id))][node_id]
+        return next((bucket[node_id] for bucket in self.buckets if bucket[node_id] is not None), None)
 
     def nodes(self) -> list[Node]:
         """All known nodes."""

@@ -135,7 +135,7 @@ class Publisher:
         return record
 
     def _homes_may_have_changed(self, key: str, own: _Own, now: float) -> bool:
-        """Whether a crawl is worth its calls: too few are left, a nearer node is known, or much time has passed."""
+        """Whether a crawl is worth its calls: too few are left, nearer ones are known, or much time has passed."""
         wanted = self._protocol.settings.replication
         homes = {node.id for node in own.homes}
         near = {node.id for node in self._protocol.nearest(key_id(key), wanted)}
@@ -145,17 +145,23 @@ class Publisher:
         """Give it to the nearest nodes until enough keep it; how many do, and why others do not."""
         wanted = self._protocol.settings.replication
         if not own.homes:
-            own.homes = await NodeCrawl(self._protocol, key_id(key), wanted + SPARE_HOMES).find()
+            own.homes = await self._find_homes(key_id(key), wanted + SPARE_HOMES)
             own.found = asyncio.get_running_loop().time()
         left, kept, refused = list(own.homes), 0, list[str]()
         while left and kept < wanted:
             wave, left = left[: wanted - kept], left[wanted - kept :]
             async with asyncio.TaskGroup() as group:
                 stores = [group.create_task(self._protocol.call_store(node, [record])) for node in wave]
-            for node, (_, reply) in zip(wave, (store.result() for store in stores), strict=True):
-                if reply is None:
-                    own.homes = [home for home in own.homes if home.id != node.id]
-                else:
+            for _, reply in [store.result() for store in stores]:
+                if reply is not None:
                     kept += reply.kept
                     refused += reply.refused
+        own.homes = [node for node in own.homes if not self._protocol.router.is_new_node(node)]
         return kept, refused
+
+    async def _find_homes(self, where: bytes, count: int) -> list[Node]:
+        """The nearest nodes that are found or known; one that failed in the crawl may do better next time."""
+        found = await NodeCrawl(self._protocol, where, count).find()
+        known = self._protocol.nearest(where, count)
+        both = {node.id: node for node in (*known, *found)}
+        return sorted(both.values(), key=Node(where).distance_to)[:count]

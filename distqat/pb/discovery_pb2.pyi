@@ -321,7 +321,7 @@ class RecordBody(_message.Message):
     TOMBSTONE_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """Key under which it is kept, in words: "run/digits/experts/0"."""
+    """Key under which it is kept, in words: "run/digits@0a1b2c3d/experts/0" (name and start of the digest)."""
     sequence: _builtins.int
     """Grows with each statement of the author under this key; a lower one never replaces a higher."""
     ttl_ms: _builtins.int

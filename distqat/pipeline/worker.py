@@ -55,6 +55,11 @@ class Host(Protocol):
         """A route wants this stage. May refuse: RefusedError, StaleError, WrongRunError."""
         ...
 
+    async def begin(self, train: bool) -> None:
+        """The first forward of a step, or of an evaluation, comes next. Waits while an outer round is under way that
+        followed from no commit here; from a training forward on none may begin, until `committed` or `closed`."""
+        ...
+
     async def committed(self, step: int, samples: int) -> None:
         """The optimizer has applied a step. Called once for each, in order, and counts it before it first waits; runs
         an outer round if one is due, and the stage does nothing else meanwhile. A cancelled round stays due."""
@@ -222,7 +227,9 @@ class Worker:
 
     async def _do(self, work: Work) -> None:
         match work:
-            case Forward():
+            case Forward(id, train):
+                if id.index == 0:
+                    await self._while_busy(self._host.begin(train))
                 await (self._loss(work) if self._below is None else self._forward(work, self._below))
             case Backward():
                 await self._backward(work)

@@ -1,4 +1,4 @@
-"""The ledger on disk, so that a client that comes back goes on where it was."""
+"""The ledger on disk, so that a client that comes back goes on exactly where it was."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,38 @@ from distqat.errors import StateError
 
 log = logging.getLogger(__name__)
 
-WRITE_SECONDS = 0.5
-"""Between two writes while the books change."""
+
+class Books:
+    """Writes a ledger before anybody is told what stands in it."""
+
+    def __init__(self, path: Path, ledger: Ledger) -> None:
+        self.path = path
+        self.ledger = ledger
+        self._turn = asyncio.Lock()  # Held while the file is written.
+        self._asked = 0  # Calls of `save` so far.
+        self._covered = 0  # Those whose entries the file holds.
+
+    async def save(self) -> None:
+        """Return when the file holds everything that stood in the ledger at the call; calls that meet share a write."""
+        self._asked += 1
+        mine = self._asked
+        async with self._turn:
+            if self._covered >= mine:
+                return
+            covered = self._asked
+            await asyncio.to_thread(_write, self.path, self.ledger.snapshot())
+            self._covered = covered
 
 
-def open_books(path: Path, budget: int, has_progress: bool) -> Ledger:
+def open_books(path: Path, budget: int, has_progress: bool) -> Books:
     """The ledger in that file if the swarm still holds what it speaks of, else a new one over `budget` positions.
 
     A pipeline's open claims stay with it: its trainer may live on.
     """
+    return Books(path, _ledger(path, budget, has_progress))
+
+
+def _ledger(path: Path, budget: int, has_progress: bool) -> Ledger:
     if not path.exists():
         return Ledger(budget)
     if not has_progress:
@@ -31,7 +53,7 @@ def open_books(path: Path, budget: int, has_progress: bool) -> Ledger:
         return Ledger(budget)
     try:
         ledger = Ledger.restore(_read(path))
-    except (StateError, ValueError, KeyError, TypeError) as error:
+    except (StateError, OSError, ValueError, KeyError, TypeError) as error:
         log.warning("the books %s cannot be used: %s: beginning anew", path, error)
         return Ledger(budget)
     if ledger.budget != budget:
@@ -41,24 +63,11 @@ def open_books(path: Path, budget: int, has_progress: bool) -> Ledger:
     return ledger
 
 
-async def keep_books(path: Path, ledger: Ledger) -> None:
-    """Write the ledger whenever it has changed."""
-    written: LedgerSnapshot | None = None
-    while True:
-        snapshot = ledger.snapshot()
-        if snapshot != written:
-            await asyncio.to_thread(_write, path, snapshot)
-            written = snapshot
-        await asyncio.sleep(WRITE_SECONDS)
-
-
 def _write(path: Path, snapshot: LedgerSnapshot) -> None:
+    """Survives the death of this process at any moment; not flushed to the disk, which would cost every step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
-    with temporary.open("w") as file:
-        json.dump(dataclasses.asdict(snapshot), file)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_text(json.dumps(dataclasses.asdict(snapshot)))
     temporary.rename(path)
 
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from distqat.aio import Backoff, supervise
 from distqat.config import RunConfig
@@ -22,7 +21,7 @@ from distqat.data.sources import open_source
 from distqat.discovery.records import ClientRecord
 from distqat.errors import DistqatError
 from distqat.ids import PeerId
-from distqat.roles.books import keep_books, open_books
+from distqat.roles.books import open_books
 from distqat.roles.context import RoleContext, RoleOptions
 from distqat.roles.leases import Leases
 from distqat.roles.planner import Planner
@@ -57,7 +56,7 @@ class Client:
         self._reason = Reason(log, "waiting: no run is known yet")
         self._phase = "waiting"
         self._config: RunConfig | None = None  # None until the run is known.
-        self._ledger: Ledger | None = None  # None until the data set has been opened.
+        self._ledger: Ledger | None = None  # None until the data set has been books.
         self._leases: Leases | None = None  # None until the run is known.
         self._planner: Planner | None = None  # None until this client plans.
         self._is_draining = False
@@ -90,15 +89,15 @@ class Client:
         await context.directory.wait_synced()
         await self._wait_turn()
         positions = budget(config.train.epochs, len(source.train))
-        books = Path(context.state_dir) / f"ledger-{config.id.digest}.json"
-        self._ledger = ledger = await asyncio.to_thread(open_books, books, positions, self._has_progress())
-        self._planner = Planner(context, config, ledger, self._leases)
+        path = context.state_dir / f"ledger-{config.id.digest}.json"
+        books = await asyncio.to_thread(open_books, path, positions, self._has_progress())
+        self._ledger = books.ledger
+        self._planner = Planner(context, config, books.ledger, self._leases)
         self._announce(True)
-        context.server.add(data_service(config.id, ledger))
+        context.server.add(data_service(config.id, books.ledger, books.save))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch_leases())
-                group.create_task(keep_books(books, ledger))
                 await self._plan(self._planner)
         finally:
             await context.server.remove(DATA_SERVICE)

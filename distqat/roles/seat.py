@@ -46,6 +46,7 @@ class Seat:
         self._steps = 0  # Committed since the last round.
         self._samples = 0  # What local values stand for beyond the anchor; weighs the pseudo-gradient.
         self._quiet_since = 0.0  # When work was last delivered.
+        self._is_in_step = False  # A training forward has begun, and its step is not committed.
         self._turn = asyncio.Lock()  # Held during a round: no step begins, and no other round.
         self._rate = Rate()
 
@@ -71,7 +72,7 @@ class Seat:
     def is_between_steps(self) -> bool:
         """Whether nothing of a step is begun and not committed."""
         held = self.stage.statistics()
-        return not held.stashed_microbatches and self.stage.pending is None
+        return not self._is_in_step and not held.stashed_microbatches and not held.pending_microbatches
 
     def status(self, now: float) -> ExpertStatus:
         """Facts for people."""
@@ -105,14 +106,14 @@ class Seat:
         self.phase = "training"
         self._reason.set(f"training {self.stage.name} in pipeline {opening.pipeline}")
 
-    async def begin(self) -> None:
-        """A forward is about to run; waits while a round is under way."""
-        if self._turn.locked():
-            async with self._turn:
-                return
+    async def begin(self, train: bool) -> None:
+        """A forward comes next; waits while a round is under way."""
+        async with self._turn:
+            self._is_in_step |= train
 
     async def committed(self, step: int, samples: int) -> None:
         """A step is applied; a round follows if one is due or a sibling waits for it."""
+        self._is_in_step = False
         self._steps += 1
         self._samples += samples
         self._rate.add(samples, asyncio.get_running_loop().time())
@@ -130,6 +131,8 @@ class Seat:
     async def closed(self, reason: str) -> None:
         """The route is gone; the stage keeps what it holds, and waits for the next one."""
         self._route = None
+        self._is_in_step = False
+        self._quiet_since = asyncio.get_running_loop().time()
         self.phase = "waiting"
         self._reason.set(f"waiting: no route through {self.stage.name} ({reason})")
 
@@ -168,9 +171,12 @@ class Seat:
         loop = asyncio.get_running_loop()
         while True:
             await self.averager.wait_invited()
-            pause = self._quiet_since + IDLE_SECONDS - loop.time()
-            if pause > 0 or self._turn.locked() or not self.is_between_steps or not self.averager.invited:
-                await asyncio.sleep(max(pause, IDLE_SECONDS / 4))
+            quiet = loop.time() - self._quiet_since
+            if not self.is_routed and quiet > self._config.lease.min and not self.is_between_steps:
+                log.info("%s: nobody came back for the step that a broken route left open", self.stage.name)
+                await self.device.run(self.stage.drop_pending)
+            if quiet < IDLE_SECONDS or self._turn.locked() or not self.is_between_steps or not self.averager.invited:
+                await asyncio.sleep(IDLE_SECONDS / 4)
                 continue
             await self.synchronise()
 

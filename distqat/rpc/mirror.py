@@ -74,12 +74,16 @@ def _read_field(message: Message, name: str, hint: Any) -> Any:
     origin = typing.get_origin(kind)
     if origin is tuple:
         entry: Any = typing.get_args(kind)[0]
-        return tuple(read(entry, item) if dataclasses.is_dataclass(entry) else item for item in value)
+        return tuple(_read_entry(entry, item) for item in value)
     if origin is not None and issubclass(origin, Mapping):
         return dict(value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return read(kind, value)
     return value
+
+
+def _read_entry(kind: type, item: Any) -> Any:
+    return read(kind, item) if dataclasses.is_dataclass(kind) else item
 
 
 @functools.cache

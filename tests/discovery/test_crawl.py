@@ -21,11 +21,12 @@ WHERE = key_id("peers")
 
 def test_a_node_crawl_finds_the_nearest_of_all() -> None:
     async def scenario() -> None:
-        async with a_swarm(Network(1), 16) as nodes:
+        async with a_swarm(Network(1), 9, DhtSettings(bucket=4, refresh=1000)) as nodes:
+            await asyncio.sleep(1)
             place = int.from_bytes(WHERE, "big")
             others = [bytes.fromhex(node.peer) for node in nodes[1:]]
-            nearest = sorted(others, key=lambda one: int.from_bytes(one, "big") ^ place)[:5]
-            found = await NodeCrawl(nodes[0]._protocol, WHERE, 5).find()
+            nearest = sorted(others, key=lambda one: int.from_bytes(one, "big") ^ place)[:3]
+            found = await NodeCrawl(nodes[0]._protocol, WHERE, 3).find()
             assert [node.id for node in found] == nearest
 
     run_virtual(scenario())
@@ -34,10 +35,10 @@ def test_a_node_crawl_finds_the_nearest_of_all() -> None:
 def test_a_dead_node_is_not_found_though_others_name_it() -> None:
     async def scenario() -> None:
         network = Network(1)
-        async with a_swarm(network, 8, QUIET) as nodes:
-            await asyncio.sleep(5)
+        async with a_swarm(network, 6, QUIET) as nodes:
+            await asyncio.sleep(1)
             network.crash("host3")
-            found = await NodeCrawl(nodes[0]._protocol, WHERE, 8).find()
+            found = await NodeCrawl(nodes[0]._protocol, WHERE, 6).find()
             assert sorted(node.id.hex() for node in found) == sorted(
                 node.peer for number, node in enumerate(nodes) if number not in (0, 3)
             )
@@ -50,7 +51,7 @@ def test_a_value_crawl_merges_what_the_nodes_hold_and_heals_them() -> None:
 
     async def scenario() -> None:
         async with a_swarm(Network(1), 5, QUIET) as nodes:
-            await asyncio.sleep(5)
+            await asyncio.sleep(1)
             for author, node in enumerate(nodes[1:], 10):
                 node._keep(a_record(author=author, value=f"from {author}".encode(), ttl=100))
             everything = [b"from 10", b"from 11", b"from 12", b"from 13"]
@@ -108,7 +109,7 @@ def test_a_liar_that_names_ever_nearer_nodes_is_left_alone() -> None:
 def test_answers_are_kept_by_node() -> None:
     async def scenario() -> None:
         async with a_swarm(Network(1), 3, QUIET) as nodes:
-            await asyncio.sleep(5)
+            await asyncio.sleep(1)
             nodes[1]._keep(a_record(author=10))
             crawl = ValueCrawl(nodes[0]._protocol, WHERE, 8)
             found = await crawl.find()

@@ -38,7 +38,7 @@ def test_a_full_bucket_doubts_the_one_that_was_silent_longest() -> None:
     doubted: list[Node] = []
     own = Node(bytes(20))
     table = Table(own, 2, doubted.append)
-    far = [Node(bytes([0xF8 + number]) + bytes(19), "host", number) for number in range(5)]
+    far = [Node(bytes([first]) + bytes(19), "host", first) for first in (0xF8, 0xFC, 0xF9, 0xFD, 0xFE)]
     for node in far:
         table.add_contact(node)
     assert doubted

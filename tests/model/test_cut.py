@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distqat.ids import MicrobatchId
 from distqat.model import rng, zoo
-from distqat.model.zoo.blocks import build
+from distqat.model.zoo.blocks import BlockSpec, build
 from tests.model import helpers
 
 STEPS = 20
@@ -58,7 +58,7 @@ def test_plain_torch_agrees(model: str, optimizer: str) -> None:
             for number, block in enumerate(whole):
                 rng.seed_dropouts(rng.dropouts(block), run.run.seed, "dropout", step, index, number)
             loss, sums = helpers.CrossEntropy().loss(whole(part), {"labels": target})
-            (loss / len(inputs)).backward()
+            torch.autograd.backward(loss / len(inputs))
             total += sums["loss"]
         expected.append(total / len(inputs))
         plain.step()
@@ -115,7 +115,7 @@ def test_dropout_depends_on_step_and_microbatch_only() -> None:
 def test_only_the_own_slice_is_built(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[int] = []
 
-    def counting(spec: zoo.BlockSpec, seed: int, name: str, index: int) -> torch.nn.Module:
+    def counting(spec: BlockSpec, seed: int, name: str, index: int) -> torch.nn.Module:
         built.append(index)
         return build(spec, seed, name, index)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -65,11 +66,11 @@ def test_a_full_inbox_makes_the_caller_wait_and_keeps_no_backward_out() -> None:
             group.create_task(device.run(gate))
             await until(gate.is_running.is_set)
             for number in range(5):
-                group.create_task(device.run(lambda number=number: done.append(f"forward {number}"), Priority.FORWARD))
+                group.create_task(device.run(partial(done.append, f"forward {number}"), Priority.FORWARD))
             await until(lambda: device.statistics().waiting == 2)
             await asyncio.sleep(0)
             assert device.statistics().waiting == 2
-            group.create_task(device.run(lambda: done.append("backward"), Priority.BACKWARD))
+            group.create_task(device.run(partial(done.append, "backward"), Priority.BACKWARD))
             await until(lambda: device.statistics().waiting == 3)
             gate.go.set()
         assert done == ["backward", *(f"forward {number}" for number in range(5))]

@@ -13,11 +13,11 @@ from distqat.ids import MicrobatchId
 from distqat.model import zoo
 from distqat.model.build import build_stage, build_whole, plan_stages, stage_names
 from distqat.model.shapes import DataShape
-from distqat.model.zoo.blocks import BatchNorm, build
+from distqat.model.zoo.blocks import BatchNorm, BlockSpec, HiddenShape, ModelPlan, build
 from tests.model import helpers
 
 
-def plan(name: str, shape: DataShape, **options: Any) -> zoo.ModelPlan:
+def plan(name: str, shape: DataShape, **options: Any) -> ModelPlan:
     return zoo.plan(ModelSection.model_validate({"name": name, "options": options}), shape)
 
 
@@ -59,14 +59,18 @@ def test_resnet18_is_the_standard_one(pixels: int, kernel: int) -> None:
 
 def test_initial_numbers_depend_on_seed_model_and_block_alone() -> None:
     spec = plan("mlp", helpers.IMAGES).blocks[1]
+
+    def weight(seed: int, model: str, index: int) -> torch.Tensor:
+        return next(build(spec, seed, model, index).parameters())
+
     torch.manual_seed(1)
-    base = build(spec, 7, "mlp", 1)
+    base = weight(7, "mlp", 1)
     torch.manual_seed(2)
     process = torch.get_rng_state()
-    assert torch.equal(build(spec, 7, "mlp", 1).linear.weight, base.linear.weight)
+    assert torch.equal(weight(7, "mlp", 1), base)
     assert torch.equal(torch.get_rng_state(), process)
     for seed, model, index in ((8, "mlp", 1), (7, "gpt", 1), (7, "mlp", 2)):
-        assert not torch.equal(build(spec, seed, model, index).linear.weight, base.linear.weight)
+        assert not torch.equal(weight(seed, model, index), base)
 
 
 @pytest.mark.parametrize("name", ["mlp", "resnet", "gpt"])
@@ -85,7 +89,7 @@ def test_initial_numbers_are_all_set_and_sane(name: str) -> None:
 
 
 def test_a_module_without_a_rule_is_refused() -> None:
-    spec = zoo.BlockSpec("odd", lambda: nn.GroupNorm(2, 4), 1.0, zoo.HiddenShape((4,)))
+    spec = BlockSpec("odd", lambda: nn.GroupNorm(2, 4), 1.0, HiddenShape((4,)))
     with pytest.raises(ModelError, match="no rule for the initial numbers of a GroupNorm"):
         build(spec, 7, "odd", 0)
 
@@ -137,13 +141,13 @@ def test_the_baseline_is_uncut_whatever_the_runs_cut() -> None:
     assert torch.equal(whole.flatten(), alone.flatten())
 
 
-def test_the_default_gpt_learns() -> None:
+def test_a_small_gpt_learns() -> None:
     shape = DataShape("tokens", (32,), 256)
     run = helpers.config("gpt", options={"layers": 2, "width": 64, "heads": 2})
     stage = build_whole(run, shape, helpers.CrossEntropy())
     text = torch.tensor(list(b"the swarm trains one model that no single peer holds. " * 3))
     losses = []
-    for step in range(1, 41):
+    for step in range(1, 61):
         begins = [(step * 5 + number * 11) % 100 for number in range(4)]
         windows = torch.stack([text[begin : begin + 33] for begin in begins])
         result = stage.loss(MicrobatchId(step, 0), windows[:, :-1], {"labels": windows[:, 1:]}, 4)

@@ -113,6 +113,7 @@ class Expert:
         self.steps: list[tuple[int, int]] = []  # Committed, with their samples.
         self.settled = 0
         self.progress = 0
+        self.begun: list[bool] = []
         self.openings: list[Open] = []
         self.closings: list[str] = []
         self.refusal: DistqatError | None = None  # Raised at the next opening.
@@ -123,6 +124,9 @@ class Expert:
             refusal, self.refusal = self.refusal, None
             raise refusal
         self.openings.append(opening)
+
+    async def begin(self, train: bool) -> None:
+        self.begun.append(train)
 
     async def committed(self, step: int, samples: int) -> None:
         self.steps.append((step, samples))

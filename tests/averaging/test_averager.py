@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distqat.averaging import outer, reduce
+from distqat.averaging.outer import OuterState
+from distqat.averaging.waits import LEAST_PATIENCE
+from distqat.errors import RoundError, TensorError
+from distqat.rpc.local import Network
+from tests.averaging.swarm import DILOCO, PLAIN, Node, Swarm, founded, moved, together
+from tests.averaging.trap import Trap
+from tests.support import run_virtual, until
+
+
+def digests(nodes: list[Node]) -> set[str]:
+    return {node.digest for node in nodes}
+
+
+def test_a_lone_sibling_commits_by_itself_at_once() -> None:
+    async def scenario() -> None:
+        async with founded(["alice"]) as (swarm, [alice]):
+            local = moved(swarm, 0.1)
+            result = await alice.averager.synchronise(local, 5)
+            assert result.numpy().tobytes() == local.numpy().tobytes()
+            [receipt] = alice.averager.receipts
+            assert (receipt.round, receipt.contributors, receipt.samples) == (0, ("alice",), 5)
+            assert (receipt.bytes, receipt.seconds, receipt.lost) == (0, 0.0, ())
+            assert receipt.digest == alice.digest
+
+    run_virtual(scenario())
+
+
+def test_unequal_samples_over_three_rounds_against_the_oracle() -> None:
+    """What three siblings agree on over the network is, bit for bit, what one loop in one process works out."""
+
+    async def scenario() -> None:
+        async with founded(["alice", "bob", "carol"], DILOCO, parameters=17, buffers=3) as (swarm, nodes):
+            expected = OuterState.founding(swarm.start(), swarm.parameters)
+            draw = torch.Generator().manual_seed(3)
+            for number in range(3):
+                locals_ = [expected.anchor + torch.randn(20, generator=draw) for _ in nodes]
+                samples = [32, 96, 7 + number]
+                await together(
+                    *(
+                        node.averager.synchronise(local, count)
+                        for node, local, count in zip(nodes, locals_, samples, strict=True)
+                    )
+                )
+                how = outer.phase(number, DILOCO)
+                parts = [outer.delta(expected, local, how) for local in locals_]
+                expected = outer.apply(expected, reduce.weighted_mean(parts, reduce.weights(samples)), how)
+                assert digests(nodes) == {expected.digest}
+                assert all(torch.equal(node.anchor, expected.anchor) for node in nodes)
+
+    run_virtual(scenario())
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=5), st.integers(1, 30))
+def test_against_the_naive_average(samples: list[int], parameters: int) -> None:
+    async def scenario() -> None:
+        names = [f"peer{index}" for index in range(len(samples))]
+        async with founded(names, parameters=parameters, buffers=0) as (swarm, nodes):
+            locals_ = [torch.randn(parameters) for _ in nodes]
+            await together(
+                *(
+                    node.averager.synchronise(local, count)
+                    for node, local, count in zip(nodes, locals_, samples, strict=True)
+                )
+            )
+            total = sum(samples)
+            naive = swarm.start()
+            if total:
+                naive = sum((local * count for local, count in zip(locals_, samples, strict=True)), torch.tensor(0.0))
+                naive = naive / total
+            assert len(digests(nodes)) == 1
+            assert torch.allclose(nodes[0].anchor, naive, atol=1e-5)
+            assert {node.sibling.round for node in nodes} == {1 if total else 0}
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_order_of_arrival_changes_no_bit(order: tuple[int, ...]) -> None:
+    async def scenario() -> str:
+        async with founded(["alice", "bob", "carol"], network=Network(delay=0.01)) as (_swarm, nodes):
+
+            async def arrive(place: int) -> None:
+                await asyncio.sleep(0.3 * order.index(place))
+                await nodes[place].averager.synchronise(torch.randn(10, generator=seeded(place)), place + 1)
+
+            await together(*(arrive(place) for place in range(3)))
+            assert len(digests(nodes)) == 1
+            return nodes[0].digest
+
+    def seeded(place: int) -> torch.Generator:
+        return torch.Generator().manual_seed(place)
+
+    digest = run_virtual(scenario())
+    parts = [torch.randn(10, generator=seeded(place)) for place in range(3)]
+    average = reduce.weighted_mean(parts, reduce.weights([1, 2, 3]))
+    assert digest == OuterState.of(average, torch.zeros(8), 1).digest
+
+
+def test_siblings_whose_first_numbers_differ_agree_after_one_round() -> None:
+    async def scenario() -> None:
+        swarm = Swarm(Network(delay=0.005), DILOCO)
+        async with swarm.node("alice") as alice, swarm.node("bob") as bob:
+            await alice.averager.found(swarm.start())
+            await bob.averager.found(swarm.start() + 1000.0)
+            assert len(digests([alice, bob])) == 2
+            await together(
+                alice.averager.synchronise(moved(swarm, 0.5), 4), bob.averager.synchronise(moved(swarm, 1000.5), 4)
+            )
+            assert len(digests([alice, bob])) == 1
+            assert alice.sibling.round == bob.sibling.round == 1
+            # One of them was taken as the right one, and the other only received.
+            assert len(alice.averager.receipts[-1].contributors) == 1
+
+    run_virtual(scenario())
+
+
+def test_of_three_anchors_the_one_that_two_hold_counts() -> None:
+    async def scenario() -> None:
+        swarm = Swarm(Network(delay=0.005), PLAIN)
+        async with swarm.node("alice") as alice, swarm.node("bob") as bob, swarm.node("carol") as carol:
+            for node, shift in ((alice, 0.0), (bob, 0.0), (carol, 50.0)):
+                await node.averager.found(swarm.start() + shift)
+            await together(*(node.averager.synchronise(node.anchor + 1, 2) for node in (alice, bob, carol)))
+            assert len(digests([alice, bob, carol])) == 1
+            assert carol.averager.receipts[-1].contributors == ("alice", "bob")
+            assert torch.equal(carol.anchor, moved(swarm, 1.0))
+
+    run_virtual(scenario())
+
+
+def test_a_slow_sibling_joins_early_with_the_samples_it_has() -> None:
+    async def scenario() -> None:
+        async with founded(["alice", "bob"], network=Network(delay=0.005)) as (swarm, [alice, bob]):
+
+            async def slow() -> None:
+                # A step takes 0.4 s; after the second one it finds the invitation.
+                samples = 0
+                while not bob.averager.is_due(0):
+                    await asyncio.sleep(0.4)
+                    samples += 8
+                await bob.averager.synchronise(moved(swarm, 2.0), samples)
+
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(0.5)
+            began = loop.time()
+            task = together(alice.averager.synchronise(moved(swarm, 1.0), 48), slow())
+            await task
+            assert loop.time() - began < 0.5
+            receipt = alice.averager.receipts[-1]
+            assert (receipt.contributors, receipt.samples) == (("alice", "bob"), 56)
+            assert len(digests([alice, bob])) == 1
+
+    run_virtual(scenario())
+
+
+def test_an_idle_sibling_joins_at_once_and_only_receives() -> None:
+    async def scenario() -> None:
+        async with founded(["alice", "bob"], DILOCO, Network(delay=0.005)) as (_swarm, [alice, bob]):
+
+            async def idle() -> None:
+                await bob.averager.wait_invited()
+                await bob.averager.synchronise(bob.anchor, 0)
+
+            for _ in range(2):
+                await together(alice.averager.synchronise(alice.anchor + 1.0, 4), idle())
+                assert len(digests([alice, bob])) == 1
+                assert not alice.averager.invited
+                assert not bob.averager.invited
+                assert bob.averager.receipts[-1].contributors == ("alice",)
+            assert asyncio.get_running_loop().time() < 0.5
+
+    run_virtual(scenario())
+
+
+def test_is_due() -> None:
+    async def scenario() -> None:
+        swarm = Swarm(Network(), DILOCO)
+        async with swarm.node("alice") as alice:
+            assert not alice.averager.is_due(1000)
+            await alice.averager.found(swarm.start())
+            assert not alice.averager.is_due(9)
+            assert alice.averager.is_due(10)
+
+    run_virtual(scenario())
+
+
+def test_nobody_has_trained_so_the_anchor_stands() -> None:
+    async def scenario() -> None:
+        async with founded(["alice", "bob"], DILOCO) as (swarm, nodes):
+            results = await together(*(node.averager.synchronise(swarm.start(), 0) for node in nodes))
+            assert all(torch.equal(result, swarm.start()) for result in results)
+            assert all(node.sibling.round == 0 and not node.averager.receipts for node in nodes)
+
+    run_virtual(scenario())
+
+
+def test_a_live_sibling_that_never_comes_is_waited_for_only_so_long() -> None:
+    async def scenario() -> None:
+        async with founded(["alice", "bob"]) as (swarm, [alice, bob]):
+            loop = asyncio.get_running_loop()
+            begin = loop.time()
+            await alice.averager.synchronise(moved(swarm, 1.0), 1)
+            # Either way it ends after the longest wait: bob, if he leads, says then that he is not there.
+            assert PLAIN.max_wait <= loop.time() - begin < 2 * PLAIN.max_wait + 1
+            assert (alice.sibling.round, bob.sibling.round) == (1, 0)
+            assert bob.averager.invited
+
+    run_virtual(scenario())
+
+
+def test_the_wait_for_a_missing_sibling_is_learned() -> None:
+    async def scenario() -> None:
+        async with founded(["alice", "bob", "carol"]) as (swarm, nodes):
+            for _ in range(4):
+                await together(*(node.averager.synchronise(moved(swarm, 1.0), 1) for node in nodes))
+            # Whoever has led knows by now that all come within moments, and nobody else knows anything.
+            patience = {node.averager.lobby.form.patience.seconds() for node in nodes}
+            assert LEAST_PATIENCE in patience <= {LEAST_PATIENCE, PLAIN.max_wait}
+
+    run_virtual(scenario())
+
+
+def test_while_it_waits_it_says_for_whom() -> None:
+    async def scenario() -> None:
+        async with founded(["alice", "bob"]) as (swarm, nodes):
+            seen: set[str] = set()
+
+            async def watch() -> None:
+                for _ in range(20):
+                    seen.add(str(nodes[0].averager.reason))
+                    await asyncio.sleep(0.05)
+
+            async def late() -> None:
+                await asyncio.sleep(0.5)
+                await nodes[1].averager.synchronise(moved(swarm, 1.0), 1)
+
+            await together(nodes[0].averager.synchronise(moved(swarm, 1.0), 1), watch(), late())
+            assert any("round 0 of stage 1: waiting for bob" in reason for reason in seen)
+            assert str(nodes[0].averager.reason) == "stage 1: 1 rounds committed"
+            assert "round 1" in repr(nodes[0].averager)
+
+    run_virtual(scenario())
+
+
+def test_what_does_not_fit_is_refused_before_anything_happens() -> None:
+    async def scenario() -> None:
+        swarm = Swarm(Network(), PLAIN)
+        async with swarm.node("alice") as alice:
+            with pytest.raises(RoundError, match="no committed state"):
+                await alice.averager.synchronise(swarm.start(), 1)
+            with pytest.raises(TensorError, match=r"float32 \(10,\)"):
+                await alice.averager.found(torch.zeros(9))
+            await alice.averager.found(swarm.start())
+            for bad in (torch.zeros(9), torch.zeros(2, 5), torch.zeros(10, dtype=torch.float64)):
+                with pytest.raises(TensorError, match=r"float32 \(10,\)"):
+                    await alice.averager.synchronise(bad, 1)
+            assert alice.sibling.round == 0
+
+    run_virtual(scenario())
+
+
+def test_one_round_at_a_time() -> None:
+    async def scenario() -> None:
+        async with founded(["alice", "bob"]) as (swarm, [alice, bob]):
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(alice.averager.synchronise(swarm.start(), 1))
+                await asyncio.sleep(0.1)
+                with pytest.raises(RoundError, match="under way"):
+                    await alice.averager.synchronise(swarm.start(), 1)
+                with pytest.raises(RoundError, match="under way"):
+                    await alice.averager.catch_up([bob.sibling])
+                await bob.averager.synchronise(swarm.start(), 1)
+                await task
+            assert len(digests([alice, bob])) == 1
+
+    run_virtual(scenario())
+
+
+def test_a_cancelled_call_leaves_everything_as_it_was() -> None:
+    async def scenario() -> None:
+        async with founded(["alice", "bob"]) as (swarm, [alice, bob]):
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(alice.averager.synchronise(moved(swarm, 1.0), 1))
+                await asyncio.sleep(0.3)
+                task.cancel()
+            assert alice.sibling.round == 0
+            assert torch.equal(alice.anchor, swarm.start())
+            # And the next call works.
+            await together(*(node.averager.synchronise(moved(swarm, 1.0), 1) for node in (alice, bob)))
+            assert len(digests([alice, bob])) == 1
+            assert alice.sibling.round == 1
+
+    run_virtual(scenario())
+
+
+def test_forming_costs_little_when_all_are_ready() -> None:
+    """From the last call to the first byte. Not in debug mode: it is the machine's time that counts."""
+
+    async def scenario() -> float:
+        network, sent = Network(), []
+        swarm = Swarm(network, PLAIN)
+
+        async def note(what: str) -> None:
+            if what == "send":
+                sent.append(time.perf_counter())
+
+        async with AsyncExitStack() as stack:
+            for name in ("alice", "bob", "carol", "dave"):
+                trap = Trap(network.transport(name))
+                trap.hook = note
+                node = await stack.enter_async_context(swarm.node(name, trap))
+                await node.averager.found(swarm.start())
+            nodes, best = list(swarm.nodes.values()), 1.0
+            for _ in range(5):
+                sent.clear()
+                began = time.perf_counter()
+                await together(*(node.averager.synchronise(moved(swarm, 1.0), 1) for node in nodes))
+                best = min(best, sent[0] - began)
+            assert len(digests(nodes)) == 1
+            return best
+
+    assert asyncio.run(scenario()) < 0.05
+
+
+def test_an_averager_that_closes_sends_its_guests_away() -> None:
+    async def scenario() -> None:
+        async with founded(["alice", "bob"]) as (swarm, nodes):
+            # Whoever waits at a sibling that leaves goes on without it.
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(nodes[0].averager.synchronise(moved(swarm, 1.0), 1))]
+                await asyncio.sleep(0.2)
+                nodes[1].averager.lobby.send_away("bob leaves stage 1")
+                nodes[1].is_live = False
+                await until(tasks[0].done)
+            assert nodes[0].sibling.round == 1
+
+    run_virtual(scenario())

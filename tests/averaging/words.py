@@ -1,0 +1,23 @@
+"""The words of a round, short to write."""
+
+from __future__ import annotations
+
+from distqat.averaging.group import Join, RoundRef, Vote
+from distqat.ids import Endpoint, PeerId
+from tests.averaging.swarm import RUN, STAGE
+
+
+def round_ref(number: int = 0) -> RoundRef:
+    return RoundRef(RUN, STAGE, 0, number)
+
+
+def join(name: str, number: int = 0, samples: int = 1, digest: str = "same") -> Join:
+    return Join(round_ref(number), PeerId(name), Endpoint(name, 1), samples, digest, 10)
+
+
+def prepared(name: str, digest: str = "same") -> Vote:
+    return Vote("x", PeerId(name), True, digest)
+
+
+def failed(name: str, reason: str = "it broke", lost: str = "") -> Vote:
+    return Vote("x", PeerId(name), False, "", reason, lost)
