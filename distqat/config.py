@@ -96,7 +96,7 @@ class SyncSection(Section):
 class TrainSection(Section):
     """How long, and how closely watched."""
 
-    epochs: float = Field(30.0, gt=0, description="Budget of the run: passes over the training samples.")
+    epochs: float = Field(12.0, gt=0, description="Budget of the run: passes over the training samples.")
     evaluate_every: int = Field(0, ge=0, description="Steps between evaluations on held-out data; 0: only at the end.")
 
 

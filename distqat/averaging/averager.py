@@ -38,6 +38,7 @@ class Averager:
         self.committed = Committed(context, self.lobby)
         self.pursuit = Pursuit(context, self.lobby, self.committed, self.reason)
         self._effort: Effort | None = None  # The call of `synchronise` under way.
+        self._given: OuterState | None = None  # What the owner was last given; its local values begin there.
 
     def __repr__(self) -> str:
         return f"<Averager stage {self.context.stage} {self.outer or 'without state'}: {self.reason}>"
@@ -81,8 +82,7 @@ class Averager:
         """Begin from fresh numbers [num_elements]; only for a run that has never committed a round."""
         self._check(local)
         state = await self.context.work(lambda: OuterState.founding(local, self.context.num_parameters))
-        self._adopt(state)
-        return state
+        return self._adopt(state)
 
     async def catch_up(self, donors: Sequence[Sibling]) -> OuterState:
         """Take the committed state of a donor; the most advanced is asked first. Raises StateError."""
@@ -98,8 +98,7 @@ class Averager:
             except DistqatError as error:
                 reasons.append(f"{short(donor.peer)}: {error.reason}")
             else:
-                self._adopt(state)
-                return state
+                return self._adopt(state)
         self.reason.set(f"waiting: no donor of stage {self.context.stage} ({'; '.join(reasons) or 'none is known'})")
         raise StateError(self.reason.text)
 
@@ -116,29 +115,44 @@ class Averager:
         if self._effort is not None:
             raise RoundError("a round is under way already")
         self._check(local)
+        if self._given is not before:
+            # A call that was cancelled has moved the anchor: what was learned from the one before cannot be told apart.
+            samples = 0
         effort = self._effort = Effort(local, samples, asyncio.get_running_loop().time(), self.context.on_lost)
-        seconds = self.context.waits.total
         try:
-            async with asyncio.timeout(seconds):
-                await self.pursuit.pursue(effort)
-        except TimeoutError:
-            failed = self.context.round(before.round)
-            raise RoundError(f"{failed} was given up after {seconds:g} s; last: {self.reason}") from None
+            await self._pursue(effort)
+        except RoundError as error:
+            if self.pursuit.outer is before:
+                raise
+            log.warning("%s; the state that was caught up with counts", error)
         finally:
             self._effort = None
             if self.pursuit.outer.round == before.round:
                 self.lobby.give_up(f"{short(self.context.me)} gave up round {before.round}")
             self._settle()
-        return self.pursuit.outer.anchor
+        return self._give(self.pursuit.outer).anchor
 
     def heard_from(self, peer: PeerId) -> None:
         """A sibling has called: it is not lost, whatever it looked like."""
         if self._effort is not None:
             self._effort.heard_from(peer)
 
-    def _adopt(self, state: OuterState) -> None:
+    async def _pursue(self, effort: Effort) -> None:
+        seconds = self.context.waits.total
+        try:
+            async with asyncio.timeout(seconds):
+                await self.pursuit.pursue(effort)
+        except TimeoutError:
+            raise RoundError(f"{self.pursuit.round} was given up after {seconds:g} s; last: {self.reason}") from None
+
+    def _adopt(self, state: OuterState) -> OuterState:
         self.committed.adopt(state)
         self._settle()
+        return self._give(state)
+
+    def _give(self, state: OuterState) -> OuterState:
+        self._given = state
+        return state
 
     def _settle(self) -> None:
         state = self.pursuit.outer

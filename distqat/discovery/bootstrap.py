@@ -20,8 +20,8 @@ TRYING = "trying"
 JOINED = "joined"
 ITSELF = "this daemon itself"
 
-LONELY_PAUSE = 2.0
-"""Seconds between two attempts of a node that knows nobody."""
+FIRST_PAUSE = 2.0
+"""Seconds to the second refresh; while nobody is known, to each."""
 
 NEIGHBOURS = 12
 """Nodes around the own place that are to be known."""
@@ -62,12 +62,19 @@ class Bootstrap:
             await asyncio.sleep(backoff.next())
 
     async def keep_fresh(self) -> None:
-        """Refresh for ever: sooner while nobody is known."""
-        settings = self._protocol.settings
+        """Refresh for ever: soon after the start, then ever more seldom; at once when all others were lost."""
+        alone = self._protocol.alone
+        backoff = Backoff(FIRST_PAUSE, max(FIRST_PAUSE, self._protocol.settings.refresh), self._random)
         while True:
+            alone.clear()
             await self.refresh()
-            pause = settings.refresh if len(self._protocol.router) else min(LONELY_PAUSE, settings.refresh)
-            await asyncio.sleep(pause * (0.75 + self._random.random() / 2))
+            if not len(self._protocol.router):
+                backoff.reset()
+            try:
+                async with asyncio.timeout(backoff.next()):
+                    await alone.wait()
+            except TimeoutError:
+                continue
 
     async def refresh(self) -> None:
         """Knock at peers from before, look for the own neighbours and into buckets that nobody looked into lately."""
@@ -77,8 +84,9 @@ class Bootstrap:
         async with asyncio.TaskGroup() as group:
             for endpoint in self._random.sample(missing, min(KNOCKS, len(missing))):
                 group.create_task(self._knock(endpoint), name=f"knock at {endpoint}")
-        is_due = asyncio.get_running_loop().time() - self._around >= self._protocol.settings.refresh / 2
-        if len(self._protocol.router) and is_due:
+        idle = asyncio.get_running_loop().time() - self._around
+        num_nodes = len(self._protocol.router)
+        if 0 < num_nodes < NEIGHBOURS or (num_nodes and idle >= self._protocol.settings.refresh / 2):
             await self._look_around()
 
     async def _knock(self, endpoint: Endpoint) -> bool:

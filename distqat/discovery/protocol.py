@@ -123,6 +123,7 @@ class DhtProtocol:
         self.known = known
         self.settings = settings
         self.joined = asyncio.Event()  # Set once another node has answered.
+        self.alone = asyncio.Event()  # Set when the last known node was forgotten.
         self.router = Table(to_node(own), settings.bucket, self._doubt)
         self._defer = defer  # Takes a chore; False if there is no room for it.
         self._failures: dict[bytes, int] = {}  # Failed calls in a row, by id, of nodes in the table.
@@ -222,6 +223,8 @@ class DhtProtocol:
             log.debug("forget node %s: %s", node.id.hex()[:8], error)
             self.router.remove_contact(node)
             self._failures.pop(node.id, None)
+            if not len(self.router):
+                self.alone.set()
 
     def give(self, node: Node, records: list[SignedRecord]) -> None:
         """Store these at a node, in the background; at most `messages.MAX_STORED`."""

@@ -38,6 +38,7 @@ class _Own:
     due: float  # When it is sent again.
     homes: list[Node] = field(default_factory=list)  # Nodes nearest to its key; empty: to be found.
     found: float = 0.0  # When they were found.
+    sequence: int = 0  # Of what was signed last.
 
 
 class Publisher:
@@ -116,7 +117,10 @@ class Publisher:
                 continue
 
     async def _say(self, key: str, own: _Own, record: SignedRecord) -> int:
+        sequence = own.sequence
         kept, refused = await self._send(key, own, record)
+        if sequence != own.sequence or own is not self._own.get(key):
+            return kept  # Something newer has been said meanwhile, and may have overtaken this.
         if kept or not refused:
             self._leap = FIRST_LEAP
             return kept
@@ -132,6 +136,7 @@ class Publisher:
         self._sequence = 1 + max(self._sequence, self._protocol.store.sequence(key_id(key), self._key.peer))
         record = seal(self._key, Body(key, self._sequence, own.ttl, tombstone, b"" if tombstone else own.value))
         self._keep(record)
+        own.sequence = self._sequence
         return record
 
     def _homes_may_have_changed(self, key: str, own: _Own, now: float) -> bool:

@@ -92,5 +92,5 @@ def _read_key(path: Path) -> SigningKey:
         return key
     try:
         return SigningKey.from_bytes(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, IdentityError) as error:
         raise IdentityError(f"cannot read the key {path}: {error}; delete it to become a new peer") from None

@@ -72,7 +72,9 @@ def _write(path: Path, snapshot: LedgerSnapshot) -> None:
 
 
 def _read(path: Path) -> LedgerSnapshot:
-    tree: dict[str, Any] = json.loads(path.read_text())
+    tree: Any = json.loads(path.read_text())
+    if not isinstance(tree, dict):
+        raise StateError("they hold no ledger")
     claims = {name: tuple(Claim(**claim) for claim in tree.pop(name)) for name in ("open", "released")}
     lists = {name: tuple(tuple(row) for row in value) for name, value in tree.items() if isinstance(value, list)}
     return LedgerSnapshot(**{**tree, **lists, **claims})

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from distqat.averaging.averager import Averager
-from distqat.averaging.context import Context, Sibling
+from distqat.averaging.context import Compute, Context, Sibling
 from distqat.averaging.service import services
 from distqat.config import SyncSection
 from distqat.errors import DistqatError
@@ -41,6 +41,7 @@ class Node:
     peer: PeerId
     averager: Averager
     is_live: bool = True  # The directory lists it.
+    has_crashed: bool = False
     lost: list[tuple[str, str]] = field(default_factory=list)  # What `on_lost` was told.
 
     def __repr__(self) -> str:
@@ -74,7 +75,9 @@ class Swarm:
         self.hidden: set[tuple[str, str]] = set()  # (who, whom): who does not see whom in its directory.
 
     @asynccontextmanager
-    async def node(self, name: str, transport: Transport | None = None, host: str | None = None) -> AsyncIterator[Node]:
+    async def node(
+        self, name: str, transport: Transport | None = None, host: str = "", device: Compute | None = None
+    ) -> AsyncIterator[Node]:
         """A sibling without state, serving."""
         peer = PeerId(name)
         transport = transport or self.network.transport(name)
@@ -88,7 +91,7 @@ class Swarm:
                 num_parameters=self.parameters,
                 num_elements=self.elements,
                 transport=transport,
-                device=Inline(),
+                device=device or Inline(),
                 sync=self.sync,
                 siblings=lambda: self.siblings(peer),
                 on_lost=lambda lost, reason: node.lost.append((lost, reason)) if node is not None else None,
@@ -101,7 +104,8 @@ class Swarm:
                 try:
                     yield node
                 finally:
-                    node.is_live = False
+                    # Of a crash the directory learns when the test says so.
+                    node.is_live = node.is_live and node.has_crashed
 
     def siblings(self, me: PeerId) -> list[Sibling]:
         """What the directory tells this peer."""
@@ -113,6 +117,7 @@ class Swarm:
 
     def crash(self, node: Node) -> None:
         """The node dies; the directory learns of it later, if the test says so."""
+        node.has_crashed = True
         self.network.crash(node.peer)
 
     def start(self) -> torch.Tensor:

@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat.averaging import outer, reduce
+from distqat.averaging.group import Invite
 from distqat.averaging.outer import OuterState
 from distqat.averaging.waits import LEAST_PATIENCE
 from distqat.errors import RoundError, TensorError
 from distqat.rpc.local import Network
 from tests.averaging.swarm import DILOCO, PLAIN, Node, Swarm, founded, moved, together
 from tests.averaging.trap import Trap
+from tests.averaging.words import round_ref
 from tests.support import run_virtual, until
 
 
@@ -302,6 +304,30 @@ def test_a_cancelled_call_leaves_everything_as_it_was() -> None:
             await together(*(node.averager.synchronise(moved(swarm, 1.0), 1) for node in (alice, bob)))
             assert len(digests([alice, bob])) == 1
             assert alice.sibling.round == 1
+
+    run_virtual(scenario())
+
+
+def test_what_was_learned_before_a_cancelled_catch_up_is_not_contributed() -> None:
+    """The anchor has moved, so local values that began at the old one would be a wrong pseudo-gradient."""
+
+    async def scenario() -> None:
+        async with founded(["alice", "bob"], DILOCO, Network(delay=0.01)) as (swarm, [alice, bob]):
+            swarm.hidden = {("bob", "alice")}
+            await bob.averager.synchronise(moved(swarm, 3.0), 1)
+            bob.averager.lobby.consider(Invite(round_ref(1), alice.peer, alice.averager.context.endpoint))
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(alice.averager.synchronise(moved(swarm, 5.0), 7))
+                alice.averager.lobby.consider(Invite(round_ref(9), bob.peer, bob.averager.context.endpoint))
+                await until(lambda: alice.sibling.round == 1)
+                task.cancel()
+            assert alice.digest == bob.digest
+            swarm.hidden.clear()
+            await together(
+                alice.averager.synchronise(moved(swarm, 5.0), 7), bob.averager.synchronise(bob.anchor + 0.5, 1)
+            )
+            assert alice.averager.receipts[-1].contributors == ("bob",)
+            assert alice.digest == bob.digest
 
     run_virtual(scenario())
 

@@ -87,6 +87,12 @@ class Swarm:
         except AssertionError as error:
             raise AssertionError(f"{error}; last status: {json.dumps(last, indent=1)[:6000]}") from None
 
+    def peer(self, status: Status, daemon: Daemon) -> str:
+        """The id of a daemon, as the status knows it."""
+        address = self.address(daemon)
+        ids = {f"{peer['endpoint']['host']}:{peer['endpoint']['port']}": peer["peer"] for peer in status["peers"]}
+        return str(ids[address])
+
     def stop(self) -> None:
         """Kill whatever still runs, by pid."""
         for daemon in self.daemons:
@@ -117,7 +123,7 @@ def daemon_command(*arguments: str, timeout: float = 60.0) -> subprocess.Complet
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def wait_for(look: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
+def wait_for(look: Callable[[], T | None], what: str, seconds: float = PATIENCE) -> T:
     """Look until there is something; fails with a message."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -138,14 +144,19 @@ def pipelines(status: Status, phase: str = "training") -> Sequence[Status]:
     return [line for line in status["pipelines"] if line["phase"] == phase]
 
 
-def experts(status: Status) -> list[Status]:
-    """The facts of every expert that has a stage."""
-    return [
-        role["expert"]
+def seated(status: Status) -> dict[str, Status]:
+    """The facts of every expert that has a stage, by peer."""
+    return {
+        peer["peer"]: role["expert"]
         for peer in status["peers"]
         for role in peer["roles"]
         if role["expert"] is not None and role["expert"]["seated"]
-    ]
+    }
+
+
+def experts(status: Status) -> list[Status]:
+    """The same without names."""
+    return list(seated(status).values())
 
 
 def steps(status: Status) -> int:

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.swarm import open_swarm, pipelines, steps, wait_for
+from tests.e2e.swarm import open_swarm, pipelines, seated, steps, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 
 def test_kill_of_the_monitor_stops_nothing_and_kill_of_an_expert_is_reported(tmp_path: Path) -> None:
-    with open_swarm(tmp_path) as swarm:
+    # One stage and two pipelines, so that three experts are two siblings and a spare.
+    with open_swarm(tmp_path, **{"model.stages": "1", "plan.max_pipelines": "2"}) as swarm:
         monitor, entry = swarm.head("monitor", "monitor")
         _, client = swarm.head("client", "client", join=entry)
         experts = [swarm.expert(f"expert-{n}", entry) for n in range(3)]
-        swarm.wait_status(client, lambda s: pipelines(s) and steps(s) > 10, "the first pipeline")
+        swarm.wait_status(client, lambda s: len(pipelines(s)) == 2 and steps(s) > 10, "two pipelines")
 
         monitor.process.send_signal(signal.SIGKILL)
         monitor.process.wait()
         before = steps(swarm.status(client))
-        swarm.wait_status(client, lambda s: pipelines(s) and steps(s) > before + 20, "steps without the monitor")
+        swarm.wait_status(client, lambda s: len(pipelines(s)) == 2 and steps(s) > before + 20, "steps without it")
 
-        # The monitor comes back and goes on with its file, which still has one line for each metric.
-        swarm.head("monitor", "monitor", join=client)
+        # The monitor comes back and goes on with its file, in which each metric still has one line.
         metrics = tmp_path / "e2e" / "metrics.jsonl"
         size = metrics.stat().st_size
+        swarm.head("monitor", "monitor", join=client)
         wait_for(lambda: metrics.stat().st_size > size, "metrics after the return")
+        keys = [(row["peer"], row["serial"]) for row in map(json.loads, metrics.read_text().splitlines())]
+        assert len(keys) == len(set(keys))
 
-        seated = {
-            peer["peer"]: peer
-            for peer in swarm.status(client)["peers"]
-            if any(role["expert"] and role["expert"]["seated"] for role in peer["roles"])
-        }
-        victim = next(e for e in experts if _peer(swarm.status(client), swarm.address(e)) in seated)
-        name = _peer(swarm.status(client), swarm.address(victim))
+        status = swarm.wait_status(client, lambda s: len(seated(s)) == 2 and len(s["peers"]) == 5, "all peers")
+        victim = next(e for e in experts if swarm.peer(status, e) in seated(status))
+        name = swarm.peer(status, victim)
         victim.process.send_signal(signal.SIGKILL)
         victim.process.wait()
         told = swarm.wait_status(
@@ -46,14 +46,30 @@ def test_kill_of_the_monitor_stops_nothing_and_kill_of_an_expert_is_reported(tmp
         assert loss["kind"] == "UnreachableError"
         assert loss["reason"]
 
-        # The third expert was a spare: it takes the stage, and training goes on.
-        now = swarm.wait_status(client, lambda s: pipelines(s), "a pipeline with the spare")
-        swarm.wait_status(client, lambda s: pipelines(s) and steps(s) != steps(now), "steps with the spare")
+        # The spare takes the seat with the sibling's state, and contributes to its rounds.
+        again = swarm.wait_status(
+            client, lambda s: len(pipelines(s)) == 2 and name not in seated(s), "a pipeline with the spare"
+        )
+        spare = next(peer for peer in seated(again) if peer not in seated(status))
+        swarm.wait_status(
+            client,
+            lambda s: any(spare in r["contributors"] for e in seated(s).values() for r in e["receipts"]),
+            "a round with the spare",
+        )
 
 
-def _peer(status: dict[str, object], address: str) -> str:
-    peers = status["peers"]
-    assert isinstance(peers, list)
-    return next(
-        (p["peer"] for p in peers if f"{p['endpoint']['host']}:{p['endpoint']['port']}" == address), "nobody"
-    )
+def test_nobody_makes_up_the_state_of_a_stage_that_is_lost(tmp_path: Path) -> None:
+    with open_swarm(tmp_path) as swarm:
+        _, head = swarm.head("head", "client")
+        experts = [swarm.expert(f"expert-{n}", head) for n in range(2)]
+        status = swarm.wait_status(head, lambda s: pipelines(s) and steps(s) > 10, "the first pipeline")
+        victim = next(e for e in experts if seated(status)[swarm.peer(status, e)]["stage"] == 1)
+        victim.process.send_signal(signal.SIGKILL)
+        victim.process.wait()
+        swarm.start("newcomer", "--join", head)
+        why = "the run has committed rounds, and nobody holds mlp/1"
+        waiting = swarm.wait_status(
+            head, lambda s: any(why in r["reason"] for p in s["peers"] for r in p["roles"]), "the newcomer to say why"
+        )
+        assert not waiting["healthy"]
+        assert not pipelines(waiting)

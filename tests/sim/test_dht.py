@@ -179,8 +179,8 @@ def test_64_nodes_with_churn_and_loss_agree_with_the_oracle(seed: int) -> None:
         network = Network(seed, delay=0.02, jitter=0.03, loss=0.1)
         async with Swarm.open(network) as swarm:
             await swarm.grow(range(64))
-            await swarm.publish_all(range(0, 64, 2), RUNS)
-            await swarm.publish_all(range(1, 64, 8), SHARD)
+            await swarm.publish_all(range(0, 64, 4), RUNS)
+            await swarm.publish_all(range(1, 64, 16), SHARD)
             await asyncio.sleep(TTL / 3)
             await swarm.check(random.sample(sorted(swarm.nodes), 6), RUNS, SHARD)
             await refuse_lies(swarm, random)
