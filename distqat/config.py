@@ -87,9 +87,9 @@ class SyncSection(Section):
     """The outer rounds between siblings (DiLoCo)."""
 
     inner_steps: int = Field(10, ge=1, description="Steps of a pipeline between two rounds after the warm-up.")
-    warmup_steps: int = Field(40, ge=0, description="First rounds, one after every step, that average plainly.")
-    outer_learning_rate: float = Field(0.7, gt=0, description="Outer learning rate of Nesterov momentum.")
-    outer_momentum: float = Field(0.9, ge=0, lt=1, description="Outer momentum.")
+    warmup_steps: int = Field(60, ge=0, description="First rounds, one after every step, that average plainly.")
+    outer_learning_rate: float = Field(0.5, gt=0, description="Outer learning rate of Nesterov momentum.")
+    outer_momentum: float = Field(0.8, ge=0, lt=1, description="Outer momentum.")
     max_wait: float = Field(10.0, gt=0, description="Longest wait of a round for a live sibling, in seconds.")
 
 

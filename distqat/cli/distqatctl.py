@@ -24,7 +24,8 @@ role_app = typer.Typer(no_args_is_help=True, help="Take or drop roles of a runni
 app.add_typer(role_app, name="role")
 
 Peer = Annotated[
-    str, typer.Option("--peer", "-p", metavar="HOST:PORT", help="Daemon to ask; default: the first one on this machine.")
+    str,
+    typer.Option("--peer", "-p", metavar="HOST:PORT", help="Daemon to ask; default: the first one on this machine."),
 ]
 StateDir = Annotated[
     Path, typer.Option("--state-dir", help="State folder in which daemons on this machine are looked for.")
@@ -56,7 +57,9 @@ def status(
 @app.command()
 def config(
     file: Annotated[Path | None, typer.Argument(help="Config file to resolve; none: the running daemon's run.")] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+    ] = None,
     template: Annotated[bool, typer.Option("--template", help="Print every setting with its meaning.")] = False,
     peer: Peer = "",
     state_dir: StateDir = DEFAULT_STATE_DIR,
@@ -80,7 +83,9 @@ def config(
 @role_app.command("add")
 def role_add(
     role: Annotated[str, typer.Argument(help="monitor, client, trainer or expert.")],
-    stage: Annotated[int | None, typer.Option("--stage", help="Stage of an expert; default: whichever is needed.")] = None,
+    stage: Annotated[
+        int | None, typer.Option("--stage", help="Stage of an expert; default: whichever is needed.")
+    ] = None,
     peer: Peer = "",
     state_dir: StateDir = DEFAULT_STATE_DIR,
 ) -> None:
@@ -111,7 +116,9 @@ def drain(peer: Peer = "", state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
 def sandbox(
     config: Annotated[Path | None, typer.Argument(help="Config file; default: the embedded digits run.")] = None,
     pipelines: Annotated[int, typer.Option(min=1, max=16, help="Pipelines; each has one expert per stage.")] = 2,
-    override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Give up after so many minutes.")] = 15.0,
     baseline: Annotated[bool, typer.Option(help="Train the same model in one process too, and compare.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scorecard as one JSON object.")] = False,

@@ -39,7 +39,9 @@ def daemon(
     local: Annotated[
         bool, typer.Option("--local", help="With --role trainer: train the whole model in this process, and exit.")
     ] = False,
-    override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+    ] = None,
     log_format: Annotated[LogFormat, typer.Option("--log-format", help="For people or for machines.")] = LogFormat.rich,
 ) -> None:
     """Run a peer of a distqat swarm until SIGTERM, which drains it.

@@ -38,6 +38,7 @@ class Baseline:
 class Scorecard:
     """What is compared, and the verdict."""
 
+    pipelines: int
     steps: int
     rounds: int
     metric: str
@@ -72,6 +73,7 @@ class Scorecard:
         metric = baseline.metric if baseline is not None else "evaluation"
         worst = min if metric in ("accuracy", "evaluation") else max
         card = cls(
+            pipelines=len(lines),
             steps=sum(line.step for line in lines),
             rounds=max((expert.round for _, expert in swarm.experts()), default=0),
             metric=metric,
@@ -99,6 +101,7 @@ class Scorecard:
         table = Table(title="scorecard", show_header=True, header_style="dim")
         for column in ("", "swarm", "one process"):
             table.add_column(column)
+        table.add_row("pipelines", str(self.pipelines), "")
         table.add_row("steps, all pipelines", str(self.steps), "")
         table.add_row("outer rounds", str(self.rounds), "")
         table.add_row(f"held-out {self.metric}", _shown(self.evaluation, ".4f"), _shown(self.baseline, ".4f"))
@@ -122,8 +125,10 @@ class Scorecard:
             found.append(f"{self.metric} {self.evaluation:.4f} is below {goal}")
         if math.isfinite(self.baseline) and not self._is_near_baseline():
             found.append(f"{self.metric} {self.evaluation:.4f} is too far from the baseline's {self.baseline:.4f}")
-        if not self.digests_equal or not self.stages_compared:
-            found.append("anchor digests are not equal" if self.stages_compared else "no digests could be compared")
+        if not self.digests_equal:
+            found.append("anchor digests are not equal")
+        if self.pipelines > 1 and not self.stages_compared:
+            found.append("no digests could be compared")
         if self.samples_lost or self.samples_doubled:
             found.append(f"{self.samples_lost} samples lost, {self.samples_doubled} doubled")
         return found

@@ -106,7 +106,9 @@ def _pipelines(lines: list[PipelineStatus]) -> Table:
 
 
 def _peers(swarm: SwarmStatus) -> Table:
-    table = _table("peer", "address", "roles", "stage", "step", "round", "digest", "samples/s", "idle", "sent", "reason")
+    table = _table(
+        "peer", "address", "roles", "stage", "step", "round", "digest", "samples/s", "idle", "sent", "reason"
+    )
     for peer in swarm.peers:
         table.add_row(*_peer_row(peer))
     return table

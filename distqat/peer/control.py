@@ -146,5 +146,3 @@ class Control:
         trainer = cast(DrivingRole, self._roster.get("trainer"))
         answer = await trainer.drive(PipelineId(wanted.pipeline), wanted.epoch, wanted.route)
         return messages.encode(messages.DriveReply(answer))
-
-

@@ -23,7 +23,9 @@ LOOK_SECONDS = 0.5
 class Joining:
     """Follows the directory until the run's config is here, and says what it waits for."""
 
-    def __init__(self, transport: Transport, dht: DhtNode, directory: Directory, run: RunHolder, reason: Reason) -> None:
+    def __init__(
+        self, transport: Transport, dht: DhtNode, directory: Directory, run: RunHolder, reason: Reason
+    ) -> None:
         self._transport = transport
         self._dht = dht
         self._directory = directory

@@ -141,7 +141,9 @@ class Client:
             leases.forget(set(peers))
             async with asyncio.TaskGroup() as group:
                 for peer, endpoint in peers.items():
-                    group.create_task(self._ask(leases, peer, Remote(self._context.transport, endpoint, leases.seconds)))
+                    group.create_task(
+                        self._ask(leases, peer, Remote(self._context.transport, endpoint, leases.seconds))
+                    )
             await asyncio.sleep(min(leases.seconds / 6, 0.5))
 
     async def _ask(self, leases: Leases, peer: PeerId, remote: Remote) -> None:

@@ -91,12 +91,7 @@ Action = Assign | Form | Dissolve
 
 def plan(view: View, section: PlanSection, now: float) -> Sequence[Action]:
     """The next wave of actions, from the first rule that has any; none when the swarm is as it should be."""
-    return (
-        mend_broken(view)
-        or form_whole(view, section)
-        or fill_holes(view, section, now)
-        or []
-    )
+    return mend_broken(view) or form_whole(view, section) or fill_holes(view, section, now) or []
 
 
 def mend_broken(view: View) -> list[Action]:

@@ -162,7 +162,11 @@ class Seat:
         if self.averager.receipts:
             receipt = self.averager.receipts[-1]
             labels = {"stage": self.stage.name, "digest": receipt.digest}
-            values: dict[str, float] = {"round": receipt.round, "contributors": len(receipt.contributors), "samples": receipt.samples}
+            values: dict[str, float] = {
+                "round": receipt.round,
+                "contributors": len(receipt.contributors),
+                "samples": receipt.samples,
+            }
             values |= {"bytes": receipt.bytes, "seconds": receipt.seconds, "lost": len(receipt.lost)}
             self._context.telemetry.record("round", labels, values)
 
@@ -179,5 +183,3 @@ class Seat:
                 await asyncio.sleep(IDLE_SECONDS / 4)
                 continue
             await self.synchronise()
-
-

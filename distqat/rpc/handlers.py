@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from distqat import errors
-from distqat.errors import DistqatError, RefusedError, RemoteError, UnreachableError
+from distqat.errors import DistqatError, RefusedError, RemoteError, RpcError, UnreachableError
 from distqat.rpc.transport import CallHandler, Service, StreamHandler
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,10 @@ T = TypeVar("T")
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a cancelled handler is given to clean up before it is cancelled again, and the log says so."""
+
+
+LINGER_TIMEOUT = 1.0
+"""Seconds that a stream whose handler has ended waits for its caller to finish or leave."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Handlers:
         self.group = group  # Owns every handler's task.
         self._services: dict[str, Service] = {}
         self._running: dict[asyncio.Task[Any], str] = {}  # Handlers at work, by service.
+        self._lingering: set[asyncio.Timeout] = set()  # Streams whose handlers have ended.
         self._closed = False  # No handler starts any more.
 
     def __repr__(self) -> str:
@@ -97,6 +102,9 @@ class Handlers:
     async def close(self) -> None:
         """Start no more; cancel all handlers and join them; one that is slow is cancelled again."""
         self._closed = True
+        for timeout in self._lingering:
+            if not timeout.expired():
+                timeout.reschedule(asyncio.get_running_loop().time())
         await self._stop(list(self._running))
 
     def abandon(self) -> None:
@@ -141,6 +149,20 @@ class Handlers:
         if task.cancelled():
             raise UnreachableError(f"{service} at {self.name} was stopped")
         return task.result().get()
+
+    async def linger(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Let a stream whose handler has ended say its last words, for a short while and not while closing."""
+        if self._closed:
+            return
+        timeout = asyncio.timeout(LINGER_TIMEOUT)
+        try:
+            async with timeout:
+                self._lingering.add(timeout)
+                await work()
+        except (TimeoutError, RpcError):
+            pass  # The caller does not listen, or has left.
+        finally:
+            self._lingering.discard(timeout)
 
     def _find(self, service: str) -> Service:
         if service not in self._services:

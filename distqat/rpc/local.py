@@ -316,11 +316,9 @@ class LocalTransport:
 def _ended(task: asyncio.Task[Outcome[None]], method: str, up: Pipe, down: Pipe) -> None:
     """A stream's handler has ended: so does the stream, with its error if there is one."""
     if task.cancelled():
-        stopped = UnreachableError(f"{method} was stopped at the other side")
-        up.break_off(stopped)
-        down.break_off(stopped)
-        return
-    error = task.result().error
+        error: DistqatError | None = UnreachableError(f"{method} was stopped at the other side")
+    else:
+        error = task.result().error
     down.end(error)
     up.break_off(error or UnreachableError(f"{method}: the other side has ended the stream"))
 

@@ -163,13 +163,24 @@ class _Dispatch(grpc.GenericRpcHandler):
                 handler = self._handlers.stream(method.service, method.name)
                 caller = self._caller(context, sent)
                 await context.send_initial_metadata(())  # Tells the caller that it is accepted.
-                await self._handlers.run(method.service, lambda: handler(stream, caller))
+                await self._work(method, stream, lambda: handler(stream, caller))
             except DistqatError as error:
                 await _abort(context, error)
             finally:
                 stream.close()
 
         return answer
+
+    async def _work(self, method: Method, stream: HandlerStream, work: Callable[[], Awaitable[None]]) -> None:
+        """Let a stream's handler work, and tell the caller how it has ended."""
+        failure: DistqatError | None = None
+        try:
+            await self._handlers.run(method.service, work)
+        except DistqatError as error:
+            failure = error
+        await self._handlers.linger(lambda: stream.say_end(failure))
+        if failure is not None:
+            raise failure
 
     def _caller(self, context: ServerContext, sent: Headers) -> Caller:
         """Who asks; raises ProtocolError, MessageError."""

@@ -27,6 +27,9 @@ from distqat.rpc.transport import Method
 ERROR_KEY = "distqat-error"
 """Trailing metadata: the class of the error."""
 
+SPOILED = "Internal error from Core"
+"""What grpc.aio makes of a call's status, whatever it was, when the call ends during a write (grpc issue 36066)."""
+
 MAX_DETAILS = 2048
 """Bytes of a message that cross; gRPC limits the size of all metadata."""
 
@@ -65,6 +68,8 @@ def error_of(status: AioRpcError, method: Method, to: Endpoint) -> DistqatError:
             return NotDistqatError(f"{to} answers, but it is not distqat: {_last(details)}")
         case StatusCode.UNAVAILABLE | StatusCode.CANCELLED:
             return UnreachableError(f"{where}: {_last(details)}")
+        case StatusCode.INTERNAL if details == SPOILED:
+            return UnreachableError(f"{where}: the other side has ended the stream")
         case StatusCode.DEADLINE_EXCEEDED:
             return DeadlineError(f"{where}: no answer in time")
         case StatusCode.UNIMPLEMENTED | StatusCode.UNKNOWN:

@@ -1,7 +1,8 @@
 """Streams over gRPC, both ends.
 
 What gRPC does otherwise than `transport.Stream` promises is put right here: a receive that is cancelled loses nothing,
-and a caller that leaves is not taken for one that has finished.
+a caller that leaves is not taken for one that has finished, and a handler that ends while its caller still sends takes
+neither its last messages nor its error with it (see `endings`).
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ import grpc.aio
 
 from distqat.errors import DistqatError, MessageError, RpcError, UnreachableError
 from distqat.ids import Endpoint
-from distqat.rpc.handlers import Outcome
+from distqat.rpc import endings
+from distqat.rpc.endings import FINISH
+from distqat.rpc.handlers import Outcome, again
 from distqat.rpc.pipes import checked
 from distqat.rpc.status import error_of
 from distqat.rpc.traffic import Meter
 from distqat.rpc.transport import Method
-
-FINISH = b"\x00"
-"""Last message of a caller that finishes sending. gRPC shows a handler the same end of stream when the caller has
-vanished, so a finish must be said. No protobuf message looks like this: field numbers start at 1."""
-
 
 StreamCall = grpc.aio.StreamStreamCall[bytes, bytes]
 ServerContext = grpc.aio.ServicerContext[bytes, bytes]
 
 _FOREIGN = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
 """Whatever gRPC raises when a stream is over."""
+
+_LAST_READ = 1.0
+"""Seconds that the last read of a call that is over may take; it has nothing to wait for."""
 
 
 class GrpcStream(ABC):
@@ -53,8 +54,8 @@ class GrpcStream(ABC):
         if self._finished:
             raise RpcError(f"this side of the {self.method} stream has finished sending")
         message = checked(data, self._max_message)
-        if message == FINISH:
-            raise MessageError("a message of one zero byte stands for the end of a stream")
+        if endings.is_end(message):
+            raise MessageError("a zero byte, or one and a name, stands for the end of a stream")
         async with self._sending:
             await self._send_once(message)
         self._meter.sent(self.method.flow, message)
@@ -62,11 +63,9 @@ class GrpcStream(ABC):
     async def receive(self) -> bytes | None:
         """The next message, or None when the other side has finished sending."""
         async with self._receiving:
-            if self._reading is None:
-                self._reading = self._group.create_task(self._read_once(), name=f"{self.method} read")
             # If this wait is cancelled, the read goes on and the next receive takes what it brings.
-            await asyncio.wait({self._reading})
-            reading, self._reading = self._reading, None
+            await asyncio.wait({self._start_reading()})
+            reading, self._reading = self._start_reading(), None
         if reading.cancelled():
             raise UnreachableError(f"the {self.method} stream is closed")
         message = reading.result().get()
@@ -85,6 +84,12 @@ class GrpcStream(ABC):
         """No more is received; the owner's group joins the read."""
         if self._reading is not None:
             self._reading.cancel()
+
+    def _start_reading(self) -> asyncio.Task[Outcome[bytes | None]]:
+        """The read that is under way, or has brought what nobody has received yet."""
+        if self._reading is None:
+            self._reading = self._group.create_task(self._read_once(), name=f"{self.method} read")
+        return self._reading
 
     async def _read_once(self) -> Outcome[bytes | None]:
         try:
@@ -130,13 +135,14 @@ class CallerStream(GrpcStream):
         super().__init__(method, meter, max_message, group)
         self._call = call
         self._to = to
+        self._end: Outcome[None] | None = None  # How the handler has ended, once it has said so.
 
     async def accepted(self) -> None:
         """Wait until the other side has accepted the stream. Raises RpcError."""
         try:
             await self._call.initial_metadata()
             if self._call.done():
-                raise await self._end()
+                raise await self._broken()
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
@@ -149,28 +155,58 @@ class CallerStream(GrpcStream):
         await self._call.code()
 
     async def _read(self) -> bytes | None:
-        message = await self._call.read()
-        return None if message is grpc.aio.EOF else cast(bytes, message)
+        if self._end is None:
+            message: object = await self._call.read()
+            if message is not grpc.aio.EOF:
+                if not endings.is_end(cast(bytes, message)):
+                    return cast(bytes, message)
+                self._end = endings.read(cast(bytes, message))
+            else:
+                self._end = Outcome()  # A server that closes says no more than the status.
+        if self._end.error is not None:
+            raise again(self._end.error)
+        return None
 
     async def _write(self, message: bytes) -> None:
-        await self._call.write(message)
+        self._check_open()
+        reading = self._start_reading()  # One who only sends must learn of the end too.
+        try:
+            await self._call.write(message)
+        except _FOREIGN:
+            # The call is over, and what comes last says why better than gRPC does now.
+            await asyncio.wait({reading}, timeout=_LAST_READ)
+            self._check_open()
+            raise
 
     async def _half_close(self) -> None:
-        await self._send_once(FINISH)
-        await self._call.done_writing()
+        if self._end is not None:
+            return
+        try:
+            await self._send_once(FINISH)
+            await self._call.done_writing()
+        except (DistqatError, *_FOREIGN):
+            pass  # The other side has ended, or is gone: receiving tells which.
+
+    def _check_open(self) -> None:
+        """Raise what a sender is told after the handler has ended."""
+        if self._end is not None:
+            raise again(self._end.error) if self._end.error is not None else self._ended()
+
+    def _ended(self) -> UnreachableError:
+        return UnreachableError(f"{self.method} at {self._to}: the other side has ended the stream")
 
     async def _explain(self, error: Exception) -> DistqatError:
         if isinstance(error, grpc.aio.AioRpcError):
             return error_of(error, self.method, self._to)
         if self._call.done():
-            return await self._end()
+            return await self._broken()
         return UnreachableError(f"{self.method} at {self._to}: {error}")
 
-    async def _end(self) -> DistqatError:
+    async def _broken(self) -> DistqatError:
         """Why the call is over, for one who wanted to go on."""
         code, details = await self._call.code(), await self._call.details()
         if code is grpc.StatusCode.OK:
-            return UnreachableError(f"{self.method} at {self._to}: the other side has ended the stream")
+            return self._ended()
         trailing = await self._call.trailing_metadata()
         return error_of(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details), self.method, self._to)
 
@@ -201,6 +237,18 @@ class HandlerStream(GrpcStream):
 
     async def _half_close(self) -> None:
         """A handler finishes by returning."""
+
+    async def say_end(self, error: DistqatError | None) -> None:
+        """Say how the handler has ended, then discard what comes until the caller finishes or leaves. Raises RpcError.
+
+        Only then may the call end: gRPC spoils it for a caller that is writing at that moment.
+        """
+        if not self._ended:
+            self._start_reading()
+        async with self._sending:
+            await self._send_once(endings.write(error))
+        while not self._ended:
+            await self.receive()
 
     async def _explain(self, error: Exception) -> DistqatError:
         return self._left()

@@ -24,6 +24,10 @@ CHAT = Method(NAME, "Chat")
 SINK = Method(NAME, "Sink")
 BREAK = Method(NAME, "Break")
 STALL = Method(NAME, "Stall")
+LAST_WORDS = Method(NAME, "LastWords")
+
+LAST_WORDS_SIZE = 20_000
+"""Bytes of each of the last messages: together they fit under way while nobody reads."""
 
 
 @dataclass(eq=False)
@@ -43,6 +47,7 @@ class Trial:
     def service(self, name: str = NAME) -> Service:
         calls = {"Echo": self.echo, "Fail": self.fail, "Hang": self.hang, "Left": self.left}
         streams = {"Chat": self.chat, "Sink": self.sink, "Break": self.break_off, "Stall": self.stall}
+        streams["LastWords"] = self.say_last_words
         return Service(name, calls, streams)
 
     async def echo(self, request: bytes, caller: Caller) -> bytes:
@@ -86,6 +91,15 @@ class Trial:
         assert first is not None
         await stream.send(first)
         await self.fail(first, caller)
+
+    async def say_last_words(self, stream: Stream, caller: Caller) -> None:
+        """Sends three messages and ends, with the error that the first message names if it does."""
+        first = await stream.receive() or b""
+        for index in range(3):
+            await stream.send(bytes([65 + index]) * LAST_WORDS_SIZE)
+        self.ended.set()
+        if first:
+            await self.fail(first, caller)
 
     async def stall(self, stream: Stream, caller: Caller) -> None:
         await self._wait()
@@ -140,10 +154,15 @@ class World:
 
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[Pair]:
-        async with self.transports() as (alice, bob), bob.serve(self.listen) as server:
+        async with self.transports() as (alice, bob), self.serving(bob) as (server, trial):
+            yield Pair(alice, bob, server, trial)
+
+    @asynccontextmanager
+    async def serving(self, bob: Transport) -> AsyncIterator[tuple[Server, Trial]]:
+        async with bob.serve(self.listen) as server:
             trial = Trial()
             server.add(trial.service())
-            yield Pair(alice, bob, server, trial)
+            yield server, trial
 
 
 WORLDS = [

@@ -269,6 +269,46 @@ def test_known_peers_lead_back_without_an_address(tmp_path: Path) -> None:
     run_virtual(scenario())
 
 
+def test_a_node_that_lost_everybody_comes_back_soon() -> None:
+    """Though the next refresh is far away, and no address is given again."""
+
+    async def scenario() -> None:
+        network = Network(1)
+        async with a_swarm(network, 2, DhtSettings(refresh=10_000)) as nodes:
+            await asyncio.sleep(100)
+            network.partition(["host0"], ["host1"])
+            for _ in range(2):
+                assert await nodes[1].lookup("peers") == []
+            assert nodes[1].num_nodes == 0
+            await asyncio.sleep(60)
+            network.heal()
+            await asyncio.sleep(5)
+            assert nodes[1].num_nodes == 1
+
+    run_virtual(scenario())
+
+
+def test_an_overtaken_statement_is_no_reason_to_leap() -> None:
+    """The first statement arrives everywhere after the second: it is refused, and that is as it should be."""
+
+    async def scenario() -> None:
+        network = Network(1, delay=1.0)
+        async with a_swarm(network, 2) as nodes:
+            await asyncio.sleep(10)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(nodes[1].publish("peers", b"old", ttl=60))
+                await asyncio.sleep(0.1)
+                network.delay = 0.0
+                group.create_task(nodes[1].publish("peers", b"new", ttl=60))
+            (record,) = await nodes[0].lookup("peers")
+            assert (record.value, record.sequence) == (b"new", 1002)
+            await asyncio.sleep(50)
+            (record,) = await nodes[0].lookup("peers")
+            assert record.sequence < 1010
+
+    run_virtual(scenario())
+
+
 def test_a_moved_node_tells_its_new_address() -> None:
     async def scenario() -> None:
         network = Network(1)

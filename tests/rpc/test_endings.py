@@ -52,6 +52,8 @@ async def run_one(alice: Transport, to: Endpoint, dice: random.Random, score: Sc
                 await stream.send(b"more")
         except (StaleError, UnreachableError):
             pass
+        except DistqatError as error:
+            score.bad.append(f"send: {error!r}")
         try:
             await stream.finish()
         except DistqatError as error:

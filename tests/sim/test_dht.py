@@ -148,9 +148,8 @@ async def refuse_lies(swarm: Swarm, random: Random) -> None:
         lie = forged(a_record(author=500, key=RUNS, sequence=1 << 40, value=b"lie"), author=1)
         prolonged = replace(copy, remaining=1e6)
         reply = await tell(swarm.network, number, lie, prolonged)
-        assert reply.kept == 1, "the copy is held already"
-        assert len(reply.refused) == 1
         assert "signature" in reply.refused[0]
+        assert reply.kept == 1 or "is older" in reply.refused[1], "the copy is held already, or was replaced meanwhile"
         later = asyncio.get_running_loop().time()
         after = {record.author: record for record in store.get(where, later)}
         for record in before:
