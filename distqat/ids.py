@@ -43,6 +43,10 @@ class Endpoint:
         return cls(host, int(port))
 
 
+NOWHERE = Endpoint("", 0)
+"""The endpoint of a peer of which none is known."""
+
+
 @dataclass(frozen=True)
 class RunId:
     """One training job: peers work together only if both fields are equal."""

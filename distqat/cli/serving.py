@@ -14,6 +14,7 @@ from distqat.ids import Endpoint, short
 from distqat.peer.identity import open_identity
 from distqat.peer.peer import Peer, PeerOrder
 from distqat.peer.roster import ROLES
+from distqat.rpc.grpc import open_transport
 from distqat.rpc.loop import run
 from distqat.telemetry import LogFormat, set_up_logging
 
@@ -49,7 +50,7 @@ def serve(order: Order) -> None:
 
 async def _until_told(order: PeerOrder) -> None:
     loop = asyncio.get_running_loop()
-    async with Peer.open(order) as peer:
+    async with open_transport() as transport, Peer.open(order, transport) as peer:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _leave, peer, number)
         await peer.control.leaving.wait()

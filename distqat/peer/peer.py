@@ -29,7 +29,7 @@ from distqat.peer.identity import Identity
 from distqat.peer.joining import Joining
 from distqat.peer.roster import Roster
 from distqat.roles.context import Heartbeat, RoleContext, RoleOptions, RunHolder
-from distqat.rpc.grpc import open_transport
+from distqat.rpc.transport import Transport
 from distqat.telemetry import Reason, Telemetry
 
 log = logging.getLogger(__name__)
@@ -65,14 +65,13 @@ class Peer:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, order: PeerOrder) -> AsyncIterator[Peer]:
+    async def open(cls, order: PeerOrder, transport: Transport) -> AsyncIterator[Peer]:
         """Listen first, join in the background, take the roles; leave everything in the opposite order.
 
         Raises CannotListenError, ConfigError.
         """
         settings, identity = order.settings, order.identity
         async with AsyncExitStack() as stack:
-            transport = await stack.enter_async_context(open_transport())
             server = await stack.enter_async_context(transport.serve(Endpoint.parse(settings.daemon.listen)))
             endpoint = announced(settings.daemon.announce, server.endpoint, order.join)
             run, reason = RunHolder(), Reason(log, "starting")

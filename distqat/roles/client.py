@@ -14,19 +14,20 @@ from contextlib import asynccontextmanager
 from distqat.aio import Backoff, supervise
 from distqat.config import RunConfig
 from distqat.data.ledger import Ledger
-from distqat.data.sampler import budget
 from distqat.data.messages import SERVICE as DATA_SERVICE
+from distqat.data.sampler import budget
 from distqat.data.service import data_service
 from distqat.data.sources import open_source
 from distqat.discovery.records import ClientRecord
-from distqat.errors import DistqatError
-from distqat.ids import PeerId
+from distqat.errors import DistqatError, StaleError
+from distqat.ids import PeerId, short
 from distqat.roles.books import open_books
 from distqat.roles.context import RoleContext, RoleOptions
 from distqat.roles.leases import Leases
 from distqat.roles.planner import Planner
 from distqat.roles.remote import Remote
 from distqat.roles.status import RoleStatus, RunStatus
+from distqat.rpc.handlers import task_group
 from distqat.rpc.transport import Deadline
 from distqat.telemetry import Reason
 
@@ -46,6 +47,8 @@ async def open_role(context: RoleContext, options: RoleOptions) -> AsyncIterator
             yield client
         finally:
             task.cancel()
+            if context.directory.run is not None:
+                context.directory.withdraw(ClientRecord)
 
 
 class Client:
@@ -96,21 +99,24 @@ class Client:
         self._announce(True)
         context.server.add(data_service(config.id, books.ledger, books.save))
         try:
-            async with asyncio.TaskGroup() as group:
+            async with task_group() as group:
                 group.create_task(self._watch_leases())
                 await self._plan(self._planner)
         finally:
+            self._ledger = self._planner = None
             await context.server.remove(DATA_SERVICE)
 
     async def _wait_turn(self) -> None:
-        while True:
-            clients = self._context.directory.snapshot().clients
-            planning = sorted(p for p, e in clients.items() if e.record.planning and p != self._context.me)
-            if not planning:
-                return
+        while rivals := self._rivals():
             self._phase = "waiting"
-            self._reason.set(f"standing by: {planning[0][:8]} plans this run")
+            self._reason.set(f"standing by: {short(rivals[0])} plans this run")
+            self._announce(False)
             await self._wait_news()
+
+    def _rivals(self) -> list[PeerId]:
+        """The other live clients that plan this run."""
+        clients = self._context.directory.snapshot().clients
+        return sorted(peer for peer, entry in clients.items() if entry.record.planning and peer != self._context.me)
 
     async def _wait_news(self) -> None:
         directory = self._context.directory
@@ -123,6 +129,10 @@ class Client:
 
     async def _plan(self, planner: Planner) -> None:
         while True:
+            rivals = self._rivals()
+            if rivals and rivals[0] < self._context.me:
+                # Two began before they heard of each other: the lower name stays.
+                raise StaleError(f"{short(rivals[0])} plans this run too")
             if not self._is_draining:
                 await planner.act()
                 self._phase = planner.phase
@@ -153,7 +163,7 @@ class Client:
         except DistqatError as error:
             loss = leases.failed(peer, error, loop.time())
         if loss is not None:
-            log.warning("lost %s: %s", peer[:8], loss.reason)
+            log.warning("lost %s: %s", short(peer), loss.reason)
             self._context.directory.mark_lost(peer, loss.reason)
             self._context.telemetry.record("loss", {"peer": peer, "reason": loss.reason}, {})
 

@@ -36,8 +36,6 @@ ANNOUNCE_SECONDS = 0.25
 STUCK_FACTOR = 4.0
 """A device is stuck when one unit of work takes so many times the longest one before (and longer than a lease)."""
 
-DRAIN_LOOK_SECONDS = 0.02
-
 DONOR_SECONDS = 0.5
 """Between two looks for a donor."""
 
@@ -103,8 +101,7 @@ class Expert:
             return
         seat.is_closing = True
         # The client sees this phase and gives the route to others; a trainer that leaves closes it.
-        while seat.is_routed:
-            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        await seat.unrouted.wait()
         if seat.has_progress and self._siblings(seat.stage.index):
             self._reason.set("draining: a last round, so that the siblings keep what was learned")
             await seat.synchronise()
@@ -196,7 +193,7 @@ class Expert:
                 except StateError as error:
                     self._reason.set(f"waiting: {error.reason}", logging.WARNING)
                 else:
-                    await seat.device.run(lambda: seat.stage.load_flat(state.anchor))
+                    await seat.device.run(partial(seat.stage.load_flat, state.anchor))
                     return
             elif not self._has_committed():
                 local = await seat.device.run(seat.stage.flatten)

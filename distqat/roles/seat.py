@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-
 from distqat.averaging.averager import Averager
 from distqat.config import RunConfig
 from distqat.errors import RefusedError, RoundError
@@ -39,6 +38,8 @@ class Seat:
         self.averager = averager
         self.phase = "joining"
         self.is_closing = False  # True when the seat is about to be given back: no further route may open.
+        self.unrouted = asyncio.Event()  # Set while no route runs through here.
+        self.unrouted.set()
         self._context = context
         self._config = config
         self._reason = reason
@@ -57,11 +58,6 @@ class Seat:
     def is_ready(self) -> bool:
         """Whether the stage's state is complete."""
         return self.averager.outer is not None
-
-    @property
-    def is_routed(self) -> bool:
-        """Whether a route runs through here."""
-        return self._route is not None
 
     @property
     def has_progress(self) -> bool:
@@ -103,6 +99,7 @@ class Seat:
         if self.is_closing:
             raise RefusedError(f"{short(self._context.me)} gives stage {self.stage.index} back")
         self._route = opening
+        self.unrouted.clear()
         self.phase = "training"
         self._reason.set(f"training {self.stage.name} in pipeline {opening.pipeline}")
 
@@ -131,6 +128,7 @@ class Seat:
     async def closed(self, reason: str) -> None:
         """The route is gone; the stage keeps what it holds, and waits for the next one."""
         self._route = None
+        self.unrouted.set()
         self._is_in_step = False
         self._quiet_since = asyncio.get_running_loop().time()
         self.phase = "waiting"
@@ -176,7 +174,7 @@ class Seat:
         while True:
             await self.averager.wait_invited()
             quiet = loop.time() - self._quiet_since
-            if not self.is_routed and quiet > self._config.lease.min and not self.is_between_steps:
+            if self.unrouted.is_set() and quiet > self._config.lease.min and not self.is_between_steps:
                 log.info("%s: nobody came back for the step that a broken route left open", self.stage.name)
                 await self.device.run(self.stage.drop_pending)
             if quiet < IDLE_SECONDS or self._turn.locked() or not self.is_between_steps or not self.averager.invited:

@@ -1,11 +1,11 @@
-"""What daemons say of themselves when they are asked: frozen, plain, printable. The mirror of control.proto's status."""
+"""What daemons say of themselves when they are asked: frozen, plain, printable. They mirror control.proto."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 
-from distqat.ids import Endpoint, RunId, Seat
+from distqat.ids import NOWHERE, Endpoint, RunId, Seat
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class PeerStatus:
     """What one daemon does."""
 
     peer: str = ""
-    endpoint: Endpoint = Endpoint("", 0)
+    endpoint: Endpoint = NOWHERE
     version: str = ""
     run: RunId | None = None
     roles: tuple[RoleStatus, ...] = ()
@@ -141,4 +141,5 @@ class SwarmStatus:
     def run(self) -> RunStatus | None:
         """The run as its client sees it."""
         runs = [role.run for peer in self.peers for role in peer.roles if role.run is not None]
-        return runs[0] if runs else None
+        # A client that stands by has no books yet.
+        return max(runs, key=lambda run: run.budget, default=None)

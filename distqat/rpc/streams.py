@@ -29,6 +29,9 @@ ServerContext = grpc.aio.ServicerContext[bytes, bytes]
 _FOREIGN = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
 """Whatever gRPC raises when a stream is over."""
 
+_RETRY = 0.01
+"""Seconds until gRPC is asked again whether it has room for a handler's last word."""
+
 _LAST_READ = 1.0
 """Seconds that the last read of a call that is over may take; it has nothing to wait for."""
 
@@ -220,6 +223,8 @@ class HandlerStream(GrpcStream):
         super().__init__(method, meter, max_message, group)
         self._context = context
         self._ended = False  # The caller has said that it sends no more.
+        self._gone = False  # The caller has left.
+        self._cut = False  # A send was cancelled; gRPC may still be busy with its message.
 
     async def _read(self) -> bytes | None:
         if self._ended:
@@ -229,11 +234,16 @@ class HandlerStream(GrpcStream):
             self._ended = True
             return None
         if message is grpc.aio.EOF:
+            self._gone = True
             raise self._left()
         return cast(bytes, message)
 
     async def _write(self, message: bytes) -> None:
-        await self._context.write(message)
+        try:
+            await self._context.write(message)
+        except asyncio.CancelledError:
+            self._cut = True
+            raise
 
     async def _half_close(self) -> None:
         """A handler finishes by returning."""
@@ -241,14 +251,25 @@ class HandlerStream(GrpcStream):
     async def say_end(self, error: DistqatError | None) -> None:
         """Say how the handler has ended, then discard what comes until the caller finishes or leaves. Raises RpcError.
 
-        Only then may the call end: gRPC spoils it for a caller that is writing at that moment.
+        Only then may the call end: gRPC spoils it for a caller that is writing at that moment. One that has finished
+        writes no more, and learns everything from the status.
         """
-        if not self._ended:
-            self._start_reading()
-        async with self._sending:
-            await self._send_once(endings.write(error))
+        if self._ended or self._gone:
+            return
+        self._start_reading()
+        await self._write_end(endings.write(error))
         while not self._ended:
             await self.receive()
+
+    async def _write_end(self, frame: bytes) -> None:
+        while True:
+            try:
+                return await self._context.write(frame)
+            except _FOREIGN:
+                # gRPC takes one message at a time, and does not tell when it is through with that of a cancelled send.
+                if not self._cut or self._gone:
+                    raise self._left() from None
+            await asyncio.sleep(_RETRY)
 
     async def _explain(self, error: Exception) -> DistqatError:
         return self._left()

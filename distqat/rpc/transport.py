@@ -86,11 +86,18 @@ class Caller:
 
 
 class Stream(Protocol):
-    """One end of a bidirectional stream of byte messages."""
+    """One end of a bidirectional stream of byte messages.
+
+    The stream ends with its handler, whatever the caller sends or finishes at the same time: the caller receives all
+    that the handler sent before, and then None if it returned, or the error that it raised. (Unless the connection
+    breaks, the server closes, or the caller sends for more than a second without receiving what is there.)
+    """
 
     async def send(self, data: bytes) -> None:
         """Send one message; waits while the other side is not keeping up. Raises RpcError.
 
+        After the handler has ended it soon raises the handler's error or UnreachableError; what is sent in the moment
+        before is lost in silence.
         If it is cancelled the stream may be broken: nobody knows how much of the message has left.
         """
         ...
@@ -104,7 +111,10 @@ class Stream(Protocol):
         ...
 
     async def finish(self) -> None:
-        """Say that no more will be sent; receiving goes on. A handler finishes by returning."""
+        """Say that no more will be sent; receiving goes on. A handler finishes by returning.
+
+        Harmless while or after the handler ends: it raises nothing, and takes nothing from what can be received.
+        """
         ...
 
 

@@ -292,7 +292,7 @@ def test_an_overtaken_statement_is_no_reason_to_leap() -> None:
     """The first statement arrives everywhere after the second: it is refused, and that is as it should be."""
 
     async def scenario() -> None:
-        network = Network(1, delay=1.0)
+        network = Network(1, delay=0.4)
         async with a_swarm(network, 2) as nodes:
             await asyncio.sleep(10)
             async with asyncio.TaskGroup() as group:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.sim
 
 SYNC = SyncSection(warmup_steps=3, inner_steps=4, max_wait=4.0)
 LEASE = 3.0
-SECONDS = 8.0
+SECONDS = 5.0
 """Of faults; afterwards all have time to agree."""
 
 
@@ -111,10 +111,11 @@ class World:
         seconds = self.random.choice([0.05, 0.2, 0.5])
         local, steps = node.anchor, 0
         while True:
-            # Some have nothing to do, and only come when they are invited.
-            is_idle = self.random.random() < 0.1
-            if is_idle:
-                await node.averager.wait_invited()
+            if self.random.random() < 0.1:
+                # Nothing to do for a while: it comes only if it is invited.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(3.0):
+                        await node.averager.wait_invited()
             else:
                 await asyncio.sleep(self.random.uniform(0.5, 1.5) * seconds)
                 local, steps = local + self.random.uniform(-1.0, 1.0), steps + 1
@@ -175,7 +176,7 @@ def test_churn(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(100, 110))
 def test_cuts(seed: int) -> None:
-    """Two sides that cannot see each other may commit different results; every call still ends, and all agree in the end."""
+    """Two sides may commit different results of a round; every call still ends, and in the end all agree."""
     world = World(seed, has_cuts=True)
     simulate(world)
     assert world.num_commits >= len(world.names)

@@ -1,0 +1,153 @@
+"""Whole daemons in one event loop: the composition root over the in-memory network, on the virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distqat.config import Settings, load
+from distqat.ids import Endpoint
+from distqat.peer.identity import open_identity
+from distqat.peer.peer import Peer, PeerOrder
+from distqat.roles.remote import Remote
+from distqat.roles.status import PeerStatus, PipelineStatus, SwarmStatus
+from distqat.rpc.local import Network
+
+PORT = 7000
+
+SMALL = (
+    "run.name=sim",
+    "model.name=mlp",
+    "data.batch=16",
+    "data.microbatches=2",
+    "train.epochs=1000",
+    "sync.warmup_steps=2",
+    "sync.inner_steps=4",
+    "daemon.threads=1",
+)
+
+
+@dataclass
+class _Running:
+    """One daemon's task."""
+
+    task: asyncio.Task[None]
+    listening: asyncio.Event = field(default_factory=asyncio.Event)
+    leave: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class World:
+    """Hosts on one network."""
+
+    def __init__(self, folder: Path, group: asyncio.TaskGroup, overrides: tuple[str, ...]) -> None:
+        self.network = Network(seed=1, delay=0.002)
+        self._folder = folder
+        self._group = group
+        self._overrides = overrides
+        self._running: dict[str, _Running] = {}
+
+    async def start(self, host: str, *roles: str, join: str = "", stage: int | None = None) -> None:
+        """Start a daemon on its own host; returns when it listens."""
+        settings = self._settings(host)
+        addresses = (Endpoint(join, PORT),) if join else ()
+        running = self._running[host] = _Running(self._group.create_task(asyncio.sleep(0)))
+        running.task = self._group.create_task(self._run(host, running, settings, roles, addresses, stage), name=host)
+        await running.listening.wait()
+
+    async def crash(self, host: str) -> None:
+        """The host is gone without a word."""
+        self.network.crash(host)
+        running = self._running.pop(host)
+        running.task.cancel()
+        await asyncio.wait({running.task})
+
+    async def stop(self, host: str) -> None:
+        """The daemon drains and leaves."""
+        running = self._running.pop(host)
+        running.leave.set()
+        await running.task
+
+    async def close(self) -> None:
+        """All leave at once."""
+        for running in self._running.values():
+            running.task.cancel()
+        await asyncio.wait({running.task for running in self._running.values()})
+
+    async def status(self, host: str) -> SwarmStatus:
+        """What the daemon on that host says of the swarm."""
+        remote = Remote(self.network.transport("observer"), Endpoint(host, PORT), seconds=20.0)
+        return await remote.swarm()
+
+    async def until(self, host: str, condition: Callable[[SwarmStatus], object], seconds: float = 60.0) -> SwarmStatus:
+        """Ask until the status fulfils the condition; fails after so many virtual seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while True:
+            status = await self.status(host)
+            if condition(status):
+                return status
+            assert loop.time() < end, f"waited {seconds} s in vain; {describe(status)}"
+            await asyncio.sleep(0.1)
+
+    async def _run(
+        self,
+        host: str,
+        running: _Running,
+        settings: Settings,
+        roles: tuple[str, ...],
+        join: tuple[Endpoint, ...],
+        stage: int | None,
+    ) -> None:
+        with open_identity(Path(settings.daemon.state_dir)) as identity:
+            order = PeerOrder(settings, identity, roles or ("expert",), join, stage, "client" in roles)
+            async with Peer.open(order, self.network.transport(host)) as peer:
+                running.listening.set()
+                await running.leave.wait()
+                await peer.drain()
+
+    def _settings(self, host: str) -> Settings:
+        own = (
+            f"daemon.listen={host}:{PORT}",
+            f"daemon.state_dir={self._folder / host}",
+            f"daemon.log_dir={self._folder / 'logs'}",
+        )
+        return load(None, (*SMALL, *own, *self._overrides))
+
+
+@asynccontextmanager
+async def open_world(folder: Path, *overrides: str) -> AsyncIterator[World]:
+    """A network without daemons; all that are started on it are gone at the end."""
+    async with AsyncExitStack() as stack:
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        world = World(folder, group, overrides)
+        try:
+            yield world
+        finally:
+            await world.close()
+
+
+def training(status: SwarmStatus) -> list[PipelineStatus]:
+    """The pipelines that train."""
+    return [line for line in status.pipelines() if line.phase == "training"]
+
+
+def steps(status: SwarmStatus) -> int:
+    """Steps committed, all pipelines together."""
+    return sum(line.step for line in status.pipelines())
+
+
+def peer_of(status: SwarmStatus, host: str) -> PeerStatus:
+    """The daemon on that host."""
+    return next(peer for peer in status.peers if peer.endpoint.host == host)
+
+
+def describe(status: SwarmStatus) -> str:
+    """Who does what, in a few lines."""
+    lines = [
+        f"{peer.endpoint.host}: {peer.reason}; " + "; ".join(f"{r.role} {r.phase}: {r.reason}" for r in peer.roles)
+        for peer in status.peers
+    ]
+    return "\n".join([*lines, *(f"{line.pipeline} {line.phase} step {line.step}" for line in status.pipelines())])
