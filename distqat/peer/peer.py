@@ -29,12 +29,14 @@ from distqat.peer.identity import Identity
 from distqat.peer.joining import Joining
 from distqat.peer.roster import Roster
 from distqat.roles.context import Heartbeat, RoleContext, RoleOptions, RunHolder
-from distqat.rpc.transport import Transport
+from distqat.rpc.transport import Bytes, Transport
 from distqat.telemetry import Reason, Telemetry
 
 log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 0.5
+
+TRAFFIC_SECONDS = 5.0
 
 PATRONS = {"client", "monitor"}
 """Roles whose holders hand out the run's config."""
@@ -113,6 +115,7 @@ class Peer:
             tasks = [
                 group.create_task(supervise("joining", joining.learn_run, Backoff())),
                 group.create_task(supervise("announcing", peer.announce, Backoff())),
+                group.create_task(supervise("counting traffic", peer.count_traffic, Backoff())),
                 *(group.create_task(peer.take(role, order.stage)) for role in order.roles),
             ]
             reason.set(f"working for run {run.id}" if run.id is not None else "joining")
@@ -135,6 +138,18 @@ class Peer:
             if context.run.id is not None and PATRONS & set(record.roles):
                 context.directory.announce(ConfigRecord(context.run.id, context.endpoint))
             await asyncio.sleep(ANNOUNCE_SECONDS)
+
+    async def count_traffic(self) -> None:
+        """Put the bytes of each flow into the metrics, whenever there were some."""
+        context, told = self.context, dict[str, Bytes]()
+        while True:
+            for flow, count in context.transport.traffic().items():
+                if told.get(flow) != count:
+                    told[flow] = count
+                    context.telemetry.record(
+                        "traffic", {"flow": flow}, {"sent": count.sent, "received": count.received}
+                    )
+            await asyncio.sleep(TRAFFIC_SECONDS)
 
     async def drain(self) -> None:
         """Give all roles back in good order."""

@@ -1,9 +1,10 @@
 """Bytes to peers and back: `transport` (what the flows see), `grpc` (real) and `local` (in memory, with faults).
 
 Behind them: `channels` (connections by endpoint and lane), `headers` (what a call says before its message), `streams`
-and `pipes` (a stream's two ends, real and in memory), `endings` (how the real one says that it ends), `server` (who listens), `handlers` (who answers), `status` (our
-errors to gRPC status and back), `traffic` (how many bytes), `virtual` (a clock that jumps), `loop` (the event loop of a
-daemon), and `mirror` (dataclasses to messages). The only room that imports grpc; knows no message's meaning, no torch.
+and `pipes` (a stream's two ends, real and in memory), `endings` (how the real one says that it ends), `server` (who
+listens), `handlers` (who answers), `status` (our errors to gRPC status and back), `traffic` (how many bytes), `virtual`
+(a clock that jumps), `loop` (the event loop of a daemon), and `mirror` (dataclasses to messages). The only room that
+imports grpc; knows no message's meaning, no torch.
 """
 
 import os

@@ -153,7 +153,7 @@ def test_without_a_trainer_nothing_forms_and_it_is_said() -> None:
 def test_as_many_whole_pipelines_as_there_are_peers_for(
     num_stages: int, seats: list[int | None], lost: set[int]
 ) -> None:
-    """A greedy oracle keeps floor(peers / stages) pipelines when nobody is pinned; so must the plan, and after losses."""
+    """A greedy oracle keeps floor(peers / stages) pipelines when nobody is pinned; so must the plan."""
     experts = [expert(PeerId(f"e{n:02}"), None if s is None else s % num_stages) for n, s in enumerate(seats)]
     rested = settle(view(*experts, stages=num_stages))
     assert len(rested.pipelines) == len(experts) // num_stages

@@ -8,13 +8,15 @@ from typing import cast
 import grpc.aio
 import pytest
 
-from distqat.errors import MessageError, UnreachableError
+from distqat.errors import DistqatError, MessageError, RemoteError, StaleError, UnreachableError
+from distqat.rpc import endings, headers
+from distqat.rpc.endings import FINISH
 from distqat.rpc.grpc import open_transport
-from distqat.rpc.handlers import task_group
-from distqat.rpc.streams import FINISH, HandlerStream, ServerContext
+from distqat.rpc.handlers import LINGER_TIMEOUT, task_group
+from distqat.rpc.streams import HandlerStream, ServerContext
 from distqat.rpc.traffic import Meter
 from distqat.rpc.transport import Method, Stream
-from tests.contract.worlds import CHAT, SINK, Trial, soon
+from tests.contract.worlds import BREAK, CHAT, SINK, Trial, soon
 from tests.rpc.test_grpc import LOOPBACK, open_pair
 from tests.support import run
 
@@ -56,8 +58,40 @@ def test_an_end_that_was_said_stays_the_end() -> None:
 def test_a_message_that_stands_for_the_end_is_not_sent() -> None:
     async def main() -> None:
         async with open_pair() as pair, pair.alice.stream(pair.to, CHAT) as stream:
-            with pytest.raises(MessageError, match="zero byte"):
-                await stream.send(FINISH)
+            for frame in (FINISH, endings.write(StaleError("over"))):
+                with pytest.raises(MessageError, match="zero byte"):
+                    await stream.send(frame)
+            for message in (b"", bytes(2), b"\x00\x01", b"x\x00"):
+                await stream.send(message)
+                assert await stream.receive() == message
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", [StaleError("step 3 is over"), StaleError(""), RemoteError("a\x00b \u00e9")])
+def test_an_end_frame_carries_class_and_message_of_an_error(error: DistqatError) -> None:
+    frame = endings.write(error)
+    assert endings.is_end(frame)
+    told = endings.read(frame).error
+    assert (type(told), told and told.reason) == (type(error), error.reason)
+
+
+def test_an_end_frame_of_garbage_is_a_remote_error() -> None:
+    assert isinstance(endings.read(b"\x00Nonsense\xff").error, RemoteError)
+
+
+def test_a_foreign_tool_sees_the_status_as_soon_as_it_closes_its_side() -> None:
+    async def main() -> None:
+        async with open_pair() as pair, grpc.aio.insecure_channel(str(pair.to)) as channel:
+            opening: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(BREAK.path)
+            call = opening(metadata=headers.write(None))
+            await call.write(b"StaleError:the step is over")
+            messages = [await call.read(), await call.read()]
+            assert messages[1] == endings.write(StaleError("the step is over"))
+            await call.done_writing()
+            async with asyncio.timeout(LINGER_TIMEOUT / 2):
+                assert await call.code() is grpc.StatusCode.ABORTED
+            assert await call.details() == "the step is over"
 
     run(main())
 

@@ -1,0 +1,42 @@
+"""`python -m bench [NAME] [--quick]`: measures, and prints one JSON object for each case."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+
+from bench.case import Bench
+
+NAMES = ("start", "stream", "pipeline", "round")
+
+
+def main() -> None:
+    """Run the benches that were named, or all of them."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure distqat beside its peers.")
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"{', '.join(NAMES)}; default: all of them")
+    parser.add_argument("--quick", action="store_true", help="fewer runs; everything together within 3 minutes")
+    chosen = parser.parse_args()
+    unknown = sorted(set(chosen.names) - set(NAMES))
+    if unknown:
+        parser.error(f"there is no bench '{unknown[0]}'; there are: {', '.join(NAMES)}")
+    # One thread for each process of a bench, as on a machine that hosts several peers.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    logging.basicConfig(level=logging.WARNING)
+
+    from distqat.rpc.loop import run
+
+    for name in chosen.names or NAMES:
+        run(_show(importlib.import_module(f"bench.{name}").bench, chosen.quick))
+
+
+async def _show(bench: Bench, quick: bool) -> None:
+    async for line in bench(quick):
+        sys.stdout.write(line.to_json() + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
