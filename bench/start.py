@@ -27,6 +27,8 @@ HELP = [sys.executable, "-m", "distqat.cli.distqatctl", "--help"]
 COMMAND_IMPORTS = "import typer, rich"
 DAEMON_IMPORTS = "import typer, rich, pydantic_settings, uvloop, grpc.aio, kademlia"
 GOAL = Goal("value", 0.5)
+RUNS = 15
+QUICK_RUNS = 5
 PATIENCE = 60.0
 LOOK = 0.005
 
@@ -41,7 +43,7 @@ class Took:
 
 async def bench(quick: bool) -> AsyncIterator[Line]:
     """The command's help and a monitor, each beside a bare interpreter that imports the same libraries."""
-    runs = 5 if quick else 15
+    runs = QUICK_RUNS if quick else RUNS
     ours, peers = await interleave(runs, lambda: _command(HELP), lambda: _imports(COMMAND_IMPORTS))
     for line in _lines("distqatctl --help", COMMAND_IMPORTS, ours, peers):
         yield line

@@ -1,6 +1,6 @@
 """Tensors and small calls between two processes on loopback, beside bare gRPC with the same chunks.
 
-    pack > Hop.send > stream of frames > Hop.receive > unpack
+pack > Hop.send > stream of frames > Hop.receive > unpack
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class _Raw(grpc.GenericRpcHandler):
 
     async def _take(self, _: Iterator[bytes], context: RawContext) -> None:
         total = 0
-        while (chunk := await context.read()) is not grpc.aio.EOF:
+        # gRPC ends with an object of its own that is no bytes.
+        while isinstance(chunk := await context.read(), bytes):
             total += len(chunk)
         await context.write(str(total).encode())
 

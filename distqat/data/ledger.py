@@ -7,7 +7,8 @@ fault in the bookkeeping would show as lost or doubled samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 from distqat.data.intervals import Interval, IntervalSet
 from distqat.errors import StateError
@@ -55,6 +56,21 @@ class LedgerSnapshot:
     released: tuple[Claim, ...]
     last: tuple[tuple[str, int, int], ...]
 
+    def to_json(self) -> str:
+        """As text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> LedgerSnapshot:
+        """What `to_json` wrote. Raises StateError."""
+        try:
+            tree = json.loads(text)
+            claims = {name: tuple(Claim(**claim) for claim in tree.pop(name)) for name in ("open", "released")}
+            lists = {name: tuple(map(tuple, value)) for name, value in tree.items() if isinstance(value, list)}
+            return cls(**{**tree, **lists, **claims})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateError(f"they are no ledger: {error}") from None
+
 
 class Ledger:
     """The books of one run over a budget of positions, counted from 0."""
@@ -99,6 +115,11 @@ class Ledger:
             known.add(claim.begin, claim.end)
         return self.budget - known.count
 
+    @property
+    def holders(self) -> set[str]:
+        """Pipelines that have open claims."""
+        return {claim.pipeline for claim in self._open.values()}
+
     def last_serial(self, pipeline: str) -> int:
         """Highest serial of the pipeline that got a claim; 0 before the first."""
         return self._last.get(pipeline, (0, 0))[0]
@@ -133,8 +154,8 @@ class Ledger:
             return ClaimAnswer(None, is_finished=True, reason="the run's budget is committed", serial=last)
         if serial <= last:
             return ClaimAnswer(None, reason=f"request {serial} of pipeline {pipeline} is out of date", serial=last)
-        holders = sorted({claim.pipeline for claim in self._open.values()})
-        reason = f"waiting: the last {self.open} samples of the run are with pipeline {', '.join(holders) or 'none'}"
+        holders = ", ".join(sorted(self.holders)) or "none"
+        reason = f"waiting: the last {self.open} samples of the run are with pipeline {holders}"
         return ClaimAnswer(None, reason=reason, serial=last)
 
     def resolve(self, claim_id: int, committed: bool) -> bool:

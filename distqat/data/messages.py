@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from distqat.data.ledger import Claim, ClaimAnswer
 from distqat.errors import MessageError
@@ -15,6 +15,7 @@ from distqat.rpc.transport import Method
 SERVICE = "distqat.v1.Data"
 CLAIM = Method(SERVICE, "Claim")
 RESOLVE = Method(SERVICE, "Resolve")
+BOOKS = Method(SERVICE, "Books")
 
 MAX_SAMPLES = 1 << 20
 """Samples of one claim; far more than a batch has."""
@@ -88,6 +89,42 @@ class ResolveAnswer:
         return cls(message.accepted, message.committed)
 
 
+@dataclass(frozen=True)
+class BooksRequest:
+    """A standby client wants to know what stands in the books."""
+
+    run: RunId
+
+    def encode(self) -> bytes:
+        """As it travels."""
+        return data_pb2.BooksRequest(run=_run(self.run)).SerializeToString()
+
+    @classmethod
+    def decode(cls, data: bytes) -> BooksRequest:
+        """Raises MessageError."""
+        message = data_pb2.BooksRequest()
+        _parse(message, data)
+        return cls(_run_id(message.run))
+
+
+@dataclass(frozen=True)
+class BooksAnswer:
+    """The books as JSON."""
+
+    json: str
+
+    def encode(self) -> bytes:
+        """As it travels."""
+        return data_pb2.BooksReply(json=self.json).SerializeToString()
+
+    @classmethod
+    def decode(cls, data: bytes) -> BooksAnswer:
+        """Raises MessageError."""
+        message = data_pb2.BooksReply()
+        _parse(message, data)
+        return cls(message.json)
+
+
 def encode_answer(answer: ClaimAnswer) -> bytes:
     """The reply to a claim."""
     message = data_pb2.ClaimReply(finished=answer.is_finished, reason=answer.reason, serial=answer.serial)
@@ -108,10 +145,7 @@ def decode_answer(data: bytes, pipeline: str) -> ClaimAnswer:
     return ClaimAnswer(claim, message.finished, message.reason, message.serial)
 
 
-_Message = data_pb2.ClaimRequest | data_pb2.ClaimReply | data_pb2.ResolveRequest | data_pb2.ResolveReply
-
-
-def _parse(message: _Message, data: bytes) -> None:
+def _parse(message: Message, data: bytes) -> None:
     try:
         message.ParseFromString(data)
     except DecodeError:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from distqat.data.ledger import Ledger
-from distqat.data.messages import CLAIM, RESOLVE, SERVICE, ClaimRequest, ResolveAnswer, ResolveRequest, encode_answer
+from distqat.data.messages import (
+    BOOKS,
+    CLAIM,
+    RESOLVE,
+    SERVICE,
+    BooksAnswer,
+    BooksRequest,
+    ClaimRequest,
+    ResolveAnswer,
+    ResolveRequest,
+    encode_answer,
+)
 from distqat.errors import WrongRunError
 from distqat.ids import RunId
 from distqat.rpc.transport import Caller, Service
@@ -38,4 +49,8 @@ def data_service(run: RunId, ledger: Ledger, save: Callable[[], Awaitable[None]]
             await save()
         return ResolveAnswer(accepted, ledger.committed).encode()
 
-    return Service(SERVICE, calls={CLAIM.name: claim, RESOLVE.name: resolve})
+    async def books(data: bytes, _: Caller) -> bytes:
+        check(BooksRequest.decode(data).run)
+        return BooksAnswer(ledger.snapshot().to_json()).encode()
+
+    return Service(SERVICE, calls={CLAIM.name: claim, RESOLVE.name: resolve, BOOKS.name: books})

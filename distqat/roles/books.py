@@ -1,18 +1,21 @@
-"""The ledger on disk, so that a client that comes back goes on exactly where it was."""
+"""The ledger on disk, so that a client that comes back, or takes over, goes on where the books were."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
 import logging
 from pathlib import Path
-from typing import Any
 
-from distqat.data.ledger import Claim, Ledger, LedgerSnapshot
-from distqat.errors import StateError
+from distqat.data.ledger import Ledger, LedgerSnapshot
+from distqat.data.messages import BOOKS, BooksAnswer, BooksRequest
+from distqat.errors import DistqatError, StateError
+from distqat.ids import Endpoint, RunId
+from distqat.rpc.transport import Deadline, Transport
 
 log = logging.getLogger(__name__)
+
+COPY_SECONDS = 2.0
+"""A planning client that does not hand its books out within this long is asked again later."""
 
 
 class Books:
@@ -33,7 +36,7 @@ class Books:
             if self._covered >= mine:
                 return
             covered = self._asked
-            await asyncio.to_thread(_write, self.path, self.ledger.snapshot())
+            await asyncio.to_thread(_write, self.path, self.ledger.snapshot().to_json())
             self._covered = covered
 
 
@@ -45,6 +48,17 @@ def open_books(path: Path, budget: int, has_progress: bool) -> Books:
     return Books(path, _ledger(path, budget, has_progress))
 
 
+async def copy_books(path: Path, transport: Transport, client: Endpoint, run: RunId) -> None:
+    """Keep a copy of the planning client's books, for the day on which it is gone; without an answer the last stays."""
+    try:
+        reply = await transport.call(client, BOOKS, BooksRequest(run).encode(), Deadline.after(COPY_SECONDS))
+        books = LedgerSnapshot.from_json(BooksAnswer.decode(reply).json)
+    except DistqatError as error:
+        log.debug("no copy of the books from %s: %s", client, error)
+        return
+    await asyncio.to_thread(_write, path, books.to_json())
+
+
 def _ledger(path: Path, budget: int, has_progress: bool) -> Ledger:
     if not path.exists():
         return Ledger(budget)
@@ -52,8 +66,8 @@ def _ledger(path: Path, budget: int, has_progress: bool) -> Ledger:
         log.info("no live expert holds what the books of %s speak of: beginning anew", path.name)
         return Ledger(budget)
     try:
-        ledger = Ledger.restore(_read(path))
-    except (StateError, OSError, ValueError, KeyError, TypeError) as error:
+        ledger = Ledger.restore(LedgerSnapshot.from_json(path.read_text()))
+    except (StateError, OSError, ValueError) as error:
         log.warning("the books %s cannot be used: %s: beginning anew", path, error)
         return Ledger(budget)
     if ledger.budget != budget:
@@ -63,18 +77,9 @@ def _ledger(path: Path, budget: int, has_progress: bool) -> Ledger:
     return ledger
 
 
-def _write(path: Path, snapshot: LedgerSnapshot) -> None:
+def _write(path: Path, text: str) -> None:
     """Survives the death of this process at any moment; not flushed to the disk, which would cost every step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(dataclasses.asdict(snapshot)))
+    temporary.write_text(text)
     temporary.rename(path)
-
-
-def _read(path: Path) -> LedgerSnapshot:
-    tree: Any = json.loads(path.read_text())
-    if not isinstance(tree, dict):
-        raise StateError("they hold no ledger")
-    claims = {name: tuple(Claim(**claim) for claim in tree.pop(name)) for name in ("open", "released")}
-    lists = {name: tuple(tuple(row) for row in value) for name, value in tree.items() if isinstance(value, list)}
-    return LedgerSnapshot(**{**tree, **lists, **claims})

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from distqat.aio import Backoff, supervise
 from distqat.config import RunConfig
@@ -20,8 +21,8 @@ from distqat.data.service import data_service
 from distqat.data.sources import open_source
 from distqat.discovery.records import ClientRecord
 from distqat.errors import DistqatError, StaleError
-from distqat.ids import PeerId, short
-from distqat.roles.books import open_books
+from distqat.ids import PeerId, RunId, short
+from distqat.roles.books import copy_books, open_books
 from distqat.roles.context import RoleContext, RoleOptions
 from distqat.roles.leases import Leases
 from distqat.roles.planner import Planner
@@ -85,36 +86,41 @@ class Client:
         """Stand by while another client plans; else plan, watch the leases and keep the books."""
         context = self._context
         self._config = config = await context.run.wait()
-        self._leases = Leases(config.lease.min)
+        self._leases = leases = Leases(config.lease.min)
         self._reason.set(f"opening data source {config.data.source}")
         source = await asyncio.to_thread(open_source, config.data)
         self._announce(False)
         await context.directory.wait_synced()
-        await self._wait_turn()
-        positions = budget(config.train.epochs, len(source.train))
         path = context.state_dir / f"ledger-{config.id.digest}.json"
+        await self._wait_turn(path, config.id)
+        positions = budget(config.train.epochs, len(source.train))
         books = await asyncio.to_thread(open_books, path, positions, self._has_progress())
         self._ledger = books.ledger
-        self._planner = Planner(context, config, books.ledger, self._leases)
+        self._planner = Planner(context, config, books.ledger, leases)
         self._announce(True)
         context.server.add(data_service(config.id, books.ledger, books.save))
         try:
             async with task_group() as group:
-                group.create_task(self._watch_leases())
+                # Who is there, and what it drives, before anything is decided.
+                await self._ask_all(leases)
+                group.create_task(self._watch_leases(leases))
                 await self._plan(self._planner)
         finally:
             self._ledger = self._planner = None
             await context.server.remove(DATA_SERVICE)
 
-    async def _wait_turn(self) -> None:
+    async def _wait_turn(self, path: Path, run: RunId) -> None:
+        """Stand by while another client plans, with a copy of its books."""
         while rivals := self._rivals():
             self._phase = "waiting"
             self._reason.set(f"standing by: {short(rivals[0])} plans this run")
             self._announce(False)
+            endpoint = self._context.directory.snapshot().clients[rivals[0]].record.endpoint
+            await copy_books(path, self._context.transport, endpoint, run)
             await self._wait_news()
 
     def _rivals(self) -> list[PeerId]:
-        """The other live clients that plan this run."""
+        """The other live clients that plan this run, those that stay first."""
         clients = self._context.directory.snapshot().clients
         return sorted(peer for peer, entry in clients.items() if entry.record.planning and peer != self._context.me)
 
@@ -140,21 +146,20 @@ class Client:
                 self._announce(True)
             await self._wait_news()
 
-    async def _watch_leases(self) -> None:
+    async def _watch_leases(self, leases: Leases) -> None:
         """Ask every peer of the run what it does, a few times within each lease."""
-        leases = self._leases
-        assert leases is not None
         while True:
-            snapshot = self._context.directory.snapshot()
-            peers = {peer: entry.record.endpoint for peer, entry in snapshot.experts.items()}
-            peers |= {peer: entry.record.endpoint for peer, entry in snapshot.trainers.items()}
-            leases.forget(set(peers))
-            async with asyncio.TaskGroup() as group:
-                for peer, endpoint in peers.items():
-                    group.create_task(
-                        self._ask(leases, peer, Remote(self._context.transport, endpoint, leases.seconds))
-                    )
             await asyncio.sleep(min(leases.seconds / 6, 0.5))
+            await self._ask_all(leases)
+
+    async def _ask_all(self, leases: Leases) -> None:
+        snapshot = self._context.directory.snapshot()
+        peers = {peer: entry.record.endpoint for peer, entry in snapshot.experts.items()}
+        peers |= {peer: entry.record.endpoint for peer, entry in snapshot.trainers.items()}
+        leases.forget(set(peers))
+        async with asyncio.TaskGroup() as group:
+            for peer, endpoint in peers.items():
+                group.create_task(self._ask(leases, peer, Remote(self._context.transport, endpoint, leases.seconds)))
 
     async def _ask(self, leases: Leases, peer: PeerId, remote: Remote) -> None:
         loop = asyncio.get_running_loop()

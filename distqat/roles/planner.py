@@ -36,6 +36,7 @@ class Planner:
         self._pipelines: dict[PipelineId, Pipeline] = {}
         self._reasons: dict[PipelineId, str] = {}
         self._moved: dict[PeerId, float] = {}  # When an expert was last given a stage.
+        self._began = asyncio.get_running_loop().time()
 
     def pipelines(self) -> tuple[PipelineStatus, ...]:
         """The pipelines as planned; what they do is said by their trainers."""
@@ -46,6 +47,8 @@ class Planner:
 
     async def act(self) -> None:
         """Look at the swarm, decide, and do it; one wave."""
+        self._adopt()
+        self._release_orphans()
         view = self._view()
         if self._ledger.finished:
             self._conclude()
@@ -64,6 +67,24 @@ class Planner:
         count = len(self._pipelines)
         more = missing(self._view()).removeprefix("waiting: ")
         self.reason = f"{count} pipeline{'s' * (count != 1)}; no further one: {more}" if count else f"waiting: {more}"
+
+    def _adopt(self) -> None:
+        """Pipelines that an earlier client formed, and that a live trainer still drives, are this client's now."""
+        for peer, status in self._leases.statuses.items():
+            for line in (line for role in status.roles for line in role.pipelines):
+                name = PipelineId(line.pipeline)
+                is_own = line.pipeline.endswith(self._nonce)
+                if is_own or name in self._pipelines or not line.route or status.run != self._config.id:
+                    continue
+                self._pipelines[name] = Pipeline(name, line.epoch, line.route, peer)
+                self._reasons[name] = "formed by an earlier client"
+
+    def _release_orphans(self) -> None:
+        """Claims of pipelines that nobody drives go to others, once every live trainer has had time to answer."""
+        if asyncio.get_running_loop().time() - self._began < self._leases.seconds:
+            return
+        for pipeline in self._ledger.holders - self._pipelines.keys():
+            log.info("nobody drives pipeline %s: %d samples go to others", pipeline, self._ledger.release(pipeline))
 
     def _conclude(self) -> None:
         """The whole budget is committed; finished once every trainer says so."""

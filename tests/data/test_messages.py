@@ -78,4 +78,8 @@ def test_garbage_is_a_message_error_and_nothing_else() -> None:
 def test_methods_are_those_of_the_proto() -> None:
     service = data_pb2.DESCRIPTOR.services_by_name["Data"]
     assert service.full_name == messages.SERVICE
-    assert {method.name for method in service.methods} == {messages.CLAIM.name, messages.RESOLVE.name}
+    assert {method.name for method in service.methods} == {
+        messages.CLAIM.name,
+        messages.RESOLVE.name,
+        messages.BOOKS.name,
+    }

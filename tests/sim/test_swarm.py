@@ -101,11 +101,33 @@ def test_a_second_client_stands_by_and_takes_over(tmp_path: Path) -> None:
             await world.until("second", lambda s: training(s) and steps(s) > 10)
             standing = await world.until("second", lambda s: "standing by" in peer_of(s, "second").roles[0].reason)
             assert peer_of(standing, "head").roles[0].phase == "training"
+            name = training(standing)[0].pipeline
             await world.crash("head")
             taken = await world.until(
                 "second", lambda s: peer_of(s, "second").roles[0].phase == "training" and training(s), 120
             )
-            await world.until("second", lambda s: steps(s) > steps(taken) + 10)
+            # The trainer lives on, so its pipeline does; and the books go on where they were.
+            later = await world.until("second", lambda s: steps(s) > steps(taken) + 10)
+            assert [line.pipeline for line in later.pipelines()] == [name]
+            assert books(later).committed > books(standing).committed
+            assert books(later).lost == 0
+
+
+def test_a_client_that_comes_back_adopts_what_it_finds(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with open_world(tmp_path, "train.epochs=3") as world:
+            await world.start("head", "client")
+            await world.start("helper", "trainer", join="head")
+            for host in ("alice", "bob"):
+                await world.start(host, "expert", join="head")
+            before = await world.until("head", lambda s: training(s) and books(s).committed > 200)
+            name = training(before)[0].pipeline
+            await world.crash("head")
+            await world.start("head", "client", join="helper")
+            back = await world.until("head", lambda s: s.run() and books(s).committed > books(before).committed, 120)
+            assert [line.pipeline for line in training(back)] == [name]
+            done = await world.until("head", lambda s: books(s).finished, 300)
+            assert (books(done).committed, books(done).lost, books(done).doubled) == (books(done).budget, 0, 0)
 
     run_virtual(scenario(), debug=False)
 
