@@ -1,4 +1,4 @@
-"""One outer round of siblings in processes of their own: seconds and bytes, beside gloo's all-reduce of the same vector.
+"""One outer round of siblings in processes of their own: seconds and bytes, beside gloo's all-reduce of that vector.
 
 The round does more than the all-reduce: siblings find each other, agree on a group, vote, and digest what they commit.
 """
@@ -46,7 +46,7 @@ class Span:
 async def bench(quick: bool) -> AsyncIterator[Line]:
     """Groups of two sizes."""
     for number in GROUPS:
-        for line in await _group(number, 5 if quick else 15):
+        for line in await _group(number, 3 if quick else 15):
             yield line
 
 

@@ -28,7 +28,7 @@ COMMAND_IMPORTS = "import typer, rich"
 DAEMON_IMPORTS = "import typer, rich, pydantic_settings, uvloop, grpc.aio, kademlia"
 GOAL = Goal("value", 0.5)
 RUNS = 15
-QUICK_RUNS = 5
+QUICK_RUNS = 3
 PATIENCE = 60.0
 LOOK = 0.005
 

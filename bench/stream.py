@@ -45,7 +45,7 @@ RawContext = grpc.aio.ServicerContext[bytes, bytes]
 
 async def bench(quick: bool) -> AsyncIterator[Line]:
     """Both ways of moving the same bytes take turns, and so do both ways of calling."""
-    runs = 7 if quick else 25
+    runs = 5 if quick else 25
     async with (
         open_worker("receiver", open_receiver) as receiver,
         open_transport() as transport,

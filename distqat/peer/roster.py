@@ -94,11 +94,11 @@ class Roster:
         except TimeoutError:
             raise DeadlineError(f"role '{name}' is not open after {TAKE_SECONDS:.0f} s: {held.reason}") from None
 
-    async def drop(self, name: str) -> None:
-        """Give a role back in good order; dropping one that is not held is refused."""
+    async def drop(self, name: str, seconds: float | None = None) -> None:
+        """Give a role back in good order, within the drain time-out or less; one that is not held is refused."""
         role = self.get(name)
         try:
-            async with asyncio.timeout(self._context.settings.daemon.drain_timeout):
+            async with asyncio.timeout(self._context.settings.daemon.drain_timeout if seconds is None else seconds):
                 await role.drain()
         except TimeoutError:
             log.warning("role %s did not finish in time and is dropped as it is", name)
@@ -106,13 +106,19 @@ class Roster:
 
     async def drain(self) -> None:
         """Give all roles back, trainers first, so that experts see the end of their steps."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._context.settings.daemon.drain_timeout
         order = {"client": 0, "trainer": 1, "expert": 2, "monitor": 3}
         for name in sorted(self._held, key=lambda role: order[role]):
-            if self._held[name].role is not None:
-                await self.drop(name)
+            held = self._held.get(name)
+            if held is not None and held.role is not None:
+                await self.drop(name, max(0.0, end - loop.time()))
 
     async def _close(self, name: str) -> None:
-        held = self._held.pop(name)
+        held = self._held.pop(name, None)
+        if held is None:
+            # Somebody else dropped it meanwhile.
+            return
         if held.task is not None:
             held.task.cancel()
             await asyncio.wait([held.task])

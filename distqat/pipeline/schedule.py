@@ -60,7 +60,7 @@ def in_flight_bound(num_stages: int, stage: int, latency: float = 0.0, compute: 
     """Microbatches that a stage may have forwarded and not yet had back.
 
     `latency` is that of one link, one way; `compute` the time of a stage's forward and backward together, in the same
-    unit. Over slow links plain 1F1B starves; the second term fills them (docs/design/architecture.md, flow A).
+    unit. Over slow links plain 1F1B starves; the second term fills them (docs/design/flow-a.md).
     """
     below = num_stages - 1 - stage
     return below + 1 + below * math.ceil(2.0 * latency / compute)

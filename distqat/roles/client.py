@@ -170,7 +170,7 @@ class Client:
         if loss is not None:
             log.warning("lost %s: %s", short(peer), loss.reason)
             self._context.directory.mark_lost(peer, loss.reason)
-            self._context.telemetry.record("loss", {"peer": peer, "reason": loss.reason}, {})
+            self._context.telemetry.record("loss", {"lost": peer, "reason": loss.reason}, {})
 
     def _announce(self, planning: bool) -> None:
         self._context.directory.announce(ClientRecord(self._context.endpoint, planning, str(self._reason)))

@@ -43,6 +43,7 @@ class View:
     experts: tuple[ExpertView, ...]
     trainers: tuple[PeerId, ...]
     pipelines: tuple[Pipeline, ...] = ()
+    failing: frozenset[PipelineId] = frozenset()  # Pipelines that do not open although all their peers live.
     moved: Mapping[PeerId, float] = field(default_factory=dict)  # When a peer was last assigned a stage.
 
     def free(self) -> list[ExpertView]:
@@ -103,6 +104,9 @@ def mend_broken(view: View) -> list[Action]:
         if pipeline.trainer not in view.trainers:
             # Another trainer does not know which of its steps are committed: it begins a pipeline of its own.
             actions.append(Dissolve(pipeline.id, f"lost trainer {short(pipeline.trainer)}"))
+            continue
+        if pipeline.id in view.failing:
+            actions.append(Dissolve(pipeline.id, "its route does not open, although all its peers live"))
             continue
         if not broken:
             continue

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from distqat.config import RunConfig
 from distqat.data.ledger import Ledger
-from distqat.errors import DistqatError
-from distqat.ids import Endpoint, PeerId, PipelineId, StageIndex, short
+from distqat.errors import DistqatError, StaleError
+from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex, short
 from distqat.roles.context import RoleContext
 from distqat.roles.leases import Leases
 from distqat.roles.plan import Action, Assign, Dissolve, ExpertView, Form, Pipeline, View, missing, plan
@@ -18,6 +18,9 @@ from distqat.roles.remote import Remote
 from distqat.roles.status import ExpertStatus, PipelineStatus
 
 log = logging.getLogger(__name__)
+
+BROKEN_LEASES = 3.0
+"""Leases for which a pipeline may be broken while all its peers live; then it is given up and its peers regroup."""
 
 
 class Planner:
@@ -36,6 +39,7 @@ class Planner:
         self._pipelines: dict[PipelineId, Pipeline] = {}
         self._reasons: dict[PipelineId, str] = {}
         self._moved: dict[PeerId, float] = {}  # When an expert was last given a stage.
+        self._broken: dict[PipelineId, float] = {}  # Since when a pipeline's trainer has called it broken.
         self._began = asyncio.get_running_loop().time()
 
     def pipelines(self) -> tuple[PipelineStatus, ...]:
@@ -48,6 +52,7 @@ class Planner:
     async def act(self) -> None:
         """Look at the swarm, decide, and do it; one wave."""
         self._adopt()
+        await self._keep_orders()
         self._release_orphans()
         view = self._view()
         if self._ledger.finished:
@@ -70,14 +75,12 @@ class Planner:
 
     def _adopt(self) -> None:
         """Pipelines that an earlier client formed, and that a live trainer still drives, are this client's now."""
-        for peer, status in self._leases.statuses.items():
-            for line in (line for role in status.roles for line in role.pipelines):
-                name = PipelineId(line.pipeline)
-                is_own = line.pipeline.endswith(self._nonce)
-                if is_own or name in self._pipelines or not line.route or status.run != self._config.id:
-                    continue
-                self._pipelines[name] = Pipeline(name, line.epoch, line.route, peer)
-                self._reasons[name] = "formed by an earlier client"
+        for peer, line in self._lines():
+            name = PipelineId(line.pipeline)
+            if name.endswith(self._nonce) or name in self._pipelines or not line.route:
+                continue
+            self._pipelines[name] = Pipeline(name, line.epoch, line.route, peer)
+            self._reasons[name] = "formed by an earlier client"
 
     def _release_orphans(self) -> None:
         """Claims of pipelines that nobody drives go to others, once every live trainer has had time to answer."""
@@ -88,8 +91,7 @@ class Planner:
 
     def _conclude(self) -> None:
         """The whole budget is committed; finished once every trainer says so."""
-        statuses = self._leases.statuses.values()
-        lines = {line.pipeline: line for status in statuses for role in status.roles for line in role.pipelines}
+        lines = {line.pipeline: line for _, line in self._lines()}
         busy = [name for name in self._pipelines if name in lines and lines[name].phase != "finished"]
         self.is_finished = not busy
         self.phase = "finished"
@@ -106,8 +108,14 @@ class Planner:
                     experts.append(_expert_view(peer, status.endpoint, role.expert))
                 elif role.role == "trainer" and role.phase != "draining":
                     trainers.append(peer)
-        pipelines = tuple(self._pipelines.values())
-        return View(self._config.model.stages, tuple(experts), tuple(trainers), pipelines, self._moved)
+        return View(
+            num_stages=self._config.model.stages,
+            experts=tuple(experts),
+            trainers=tuple(trainers),
+            pipelines=tuple(self._pipelines.values()),
+            failing=self._failing(asyncio.get_running_loop().time()),
+            moved=self._moved,
+        )
 
     async def _carry_out(self, action: Action) -> None:
         match action:
@@ -132,17 +140,53 @@ class Planner:
             self._formed += 1
         name = known.id if known is not None else PipelineId(f"p{self._formed}-{self._nonce}")
         pipeline = Pipeline(name, known.epoch + 1 if known is not None else 1, action.route, action.trainer)
-        await self._remote(action.trainer).drive(self._config.id, name, pipeline.epoch, action.route)
+        # Known here before the trainer is told: an order whose answer is lost is repeated, not forgotten.
         self._pipelines[name] = pipeline
         self._reasons[name] = action.why
+        await self._order(action.trainer, name, pipeline.epoch, action.route)
 
     async def _dissolve(self, action: Dissolve) -> None:
         pipeline = self._pipelines.pop(action.id)
         del self._reasons[action.id]
-        if pipeline.trainer in self._leases.statuses:
-            await self._remote(pipeline.trainer).drive(self._config.id, pipeline.id, pipeline.epoch + 1, ())
         released = self._ledger.release(pipeline.id)
         log.info("pipeline %s is dissolved: %s; %d samples go to others", pipeline.id, action.why, released)
+        await self._order(pipeline.trainer, pipeline.id, pipeline.epoch + 1, ())
+
+    async def _keep_orders(self) -> None:
+        """Tell every trainer again what its own account shows that it has not heard."""
+        told = {(peer, line.pipeline): line for peer, line in self._lines()}
+        for pipeline in list(self._pipelines.values()):
+            line = told.get((pipeline.trainer, pipeline.id))
+            if line is None or line.epoch < pipeline.epoch:
+                await self._order(pipeline.trainer, pipeline.id, pipeline.epoch, pipeline.route)
+        for (peer, name), line in told.items():
+            if name.endswith(self._nonce) and name not in self._pipelines and line.route:
+                await self._order(peer, PipelineId(name), line.epoch + 1, ())
+
+    async def _order(self, trainer: PeerId, name: PipelineId, epoch: int, route: tuple[Seat, ...]) -> None:
+        try:
+            await self._remote(trainer).drive(self._config.id, name, epoch, route)
+        except StaleError:
+            log.debug("%s knows of pipeline %s epoch %d", short(trainer), name, epoch)
+        except DistqatError as error:
+            log.info("%s was not told of pipeline %s epoch %d: %s", short(trainer), name, epoch, error)
+
+    def _lines(self) -> list[tuple[PeerId, PipelineStatus]]:
+        """The pipelines as the live trainers of this run described them last."""
+        return [
+            (peer, line)
+            for peer, status in sorted(self._leases.statuses.items())
+            if status.run == self._config.id
+            for role in status.roles
+            for line in role.pipelines
+        ]
+
+    def _failing(self, now: float) -> frozenset[PipelineId]:
+        """Pipelines that have been broken for so long that opening their routes again will not help."""
+        broken = {PipelineId(line.pipeline) for _, line in self._lines() if line.phase == "broken"}
+        self._broken = {name: self._broken.get(name, now) for name in broken & self._pipelines.keys()}
+        patience = BROKEN_LEASES * self._leases.seconds
+        return frozenset(name for name, since in self._broken.items() if now - since > patience)
 
     def _remote(self, peer: PeerId) -> Remote:
         status = self._leases.statuses.get(peer)

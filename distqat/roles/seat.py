@@ -142,12 +142,13 @@ class Seat:
             before, self.phase = self.phase, "averaging"
             try:
                 await self._round()
+                self._steps = 0
             except RoundError as error:
+                # Counted anew: the next round is tried after as many steps, not after each.
+                self._steps = 0
                 log.warning("%s: %s; the local progress is kept", self.stage.name, error)
                 self._context.telemetry.record("failed round", {"stage": self.stage.name, "reason": error.reason}, {})
             finally:
-                # Counted anew also after a failure: the next round is tried after as many steps, not after each.
-                self._steps = 0
                 self.phase = before
 
     async def _round(self) -> None:

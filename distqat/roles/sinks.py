@@ -35,11 +35,15 @@ class JsonlSink:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            # The line that was being written when the monitor was killed: what follows gets a line of its own.
+            with path.open("a") as file:
+                file.write("\n")
 
     def write(self, peer: str, lines: Sequence[MetricLine]) -> None:
         """Append the lines."""
         rows = [
-            {"peer": peer, "serial": m.serial, "kind": m.kind, "time": m.time, **m.labels, **m.values} for m in lines
+            {**m.labels, **m.values, "peer": peer, "serial": m.serial, "kind": m.kind, "time": m.time} for m in lines
         ]
         with self.path.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

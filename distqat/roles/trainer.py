@@ -84,6 +84,8 @@ class Trainer:
         if self._fuel is None or self._phase == "draining":
             raise RefusedError(f"the trainer takes no orders now: {self._reason}")
         drive = self._drives.get(pipeline)
+        if drive is None and not route:
+            return PipelineStatus(pipeline, epoch, phase="waiting", reason="not driven here")
         if drive is None:
             drive = Drive(self._fuel, pipeline, self._data_client(self._fuel.config, self._fuel.source, pipeline))
             self._drives[pipeline] = drive
