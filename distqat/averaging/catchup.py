@@ -34,8 +34,8 @@ async def fetch(context: Context, donor: PeerId, endpoint: Endpoint) -> OuterSta
     return state
 
 
-async def donate(state: OuterState, stream: Stream) -> None:
-    """Stream the state; the request has been read."""
+async def donate(state: OuterState, stream: Stream, patience: float) -> None:
+    """Stream the state; the request has been read. Raises DeadlineError when a chunk is not taken in time."""
     headers, views = [], []
     for name, vector in ((ANCHOR, state.anchor), (MOMENTUM, state.momentum)):
         header, view = tensors.encode({name: vector})
@@ -48,7 +48,12 @@ async def donate(state: OuterState, stream: Stream) -> None:
     for view in views:
         for chunk, data in frames.chunks(view):
             if len(data) or manifest is not None:
-                await stream.send(messages.frame(StateHeader(manifest, Chunk(base + chunk.offset, total)), data))
+                frame = messages.frame(StateHeader(manifest, Chunk(base + chunk.offset, total)), data)
+                try:
+                    async with asyncio.timeout(patience):
+                        await stream.send(frame)
+                except TimeoutError:
+                    raise DeadlineError(f"the newcomer took nothing for {patience:g} s") from None
                 manifest = None
         base += len(view)
 

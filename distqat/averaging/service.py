@@ -75,7 +75,7 @@ class _Answers:
         """The committed state, for a newcomer."""
         request = messages.decode(Fetch, await self._first(stream))
         self.context.check(request.run, request.stage)
-        await catchup.donate(self._state(), stream)
+        await catchup.donate(self._state(), stream, self.context.waits.answer)
 
     def _state(self) -> OuterState:
         """What is committed here; without it this sibling takes no part. Raises RefusedError."""

@@ -75,10 +75,11 @@ class LedgerSnapshot:
 class Ledger:
     """The books of one run over a budget of positions, counted from 0."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, last_claim: int = 0) -> None:
+        """Books over so many positions; claims are numbered from `last_claim` + 1 on."""
         self.budget = budget
         self.doubled = 0  # Commits of a position beyond its first.
-        self._num_claims = 0  # Claims handed out; the id of the latest.
+        self._num_claims = last_claim  # The id of the latest claim.
         self._free = IntervalSet([(0, budget)])  # Never claimed, or given back.
         self._committed = IntervalSet()
         self._open: dict[int, Claim] = {}

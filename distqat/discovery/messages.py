@@ -199,7 +199,7 @@ def encode_record(record: Record) -> bytes:
             )
         case ClientRecord():
             message = discovery_pb2.ClientRecord(
-                endpoint=endpoint, planning=record.planning, reason=_clip(record.reason)
+                endpoint=endpoint, planning=record.planning, reason=_clip(record.reason), round=record.round
             )
     return message.SerializeToString()
 
@@ -221,7 +221,9 @@ def decode_record(kind: type[R], data: bytes) -> R:
         record = TrainerRecord(endpoint, pipelines, trainer.step, _text(trainer.reason, "reason"))
     else:
         client = _parse(discovery_pb2.ClientRecord(), data)
-        record = ClientRecord(_from_endpoint(client.endpoint), client.planning, _text(client.reason, "reason"))
+        record = ClientRecord(
+            _from_endpoint(client.endpoint), client.planning, _text(client.reason, "reason"), client.round
+        )
     assert isinstance(record, kind)
     return record
 

@@ -60,6 +60,7 @@ class ClientRecord:
     endpoint: Endpoint
     planning: bool = False
     reason: str = ""
+    round: int = 0
 
 
 Record = PeerRecord | ConfigRecord | ExpertRecord | TrainerRecord | ClientRecord
@@ -73,7 +74,7 @@ def substance(record: Record) -> Record:
     if isinstance(record, TrainerRecord):
         return replace(record, step=0, reason="")
     if isinstance(record, ClientRecord):
-        return replace(record, reason="")
+        return replace(record, reason="", round=min(record.round, 1))
     return record
 
 

@@ -520,10 +520,13 @@ class ClientRecord(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     PLANNING_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
     planning: _builtins.bool
     """True while it is the one that plans."""
     reason: _builtins.str
     """What it is doing or waiting for, in one sentence."""
+    round: _builtins.int
+    """The most outer rounds that it has seen any expert commit: the run is founded when there are any."""
     @_builtins.property
     def endpoint(self) -> _common_pb2.Endpoint:
         """Where it answers."""
@@ -534,10 +537,11 @@ class ClientRecord(_message.Message):
         endpoint: _common_pb2.Endpoint | None = ...,
         planning: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        round: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "planning", b"planning", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "planning", b"planning", "reason", b"reason", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

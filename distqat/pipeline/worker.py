@@ -1,13 +1,14 @@
 """What an expert does for one open route: read from above, compute in the schedule's order, pass down, answer up.
 
-Five small tasks: one reader and one writer to each side, and the one that computes. Decoding happens in the readers and
-encoding in the writers, so both go on while the device computes.
+A few small tasks: one reader and one writer to each side, one that beats, and the one that computes. Decoding happens
+in the readers and encoding in the writers, so both go on while the device computes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -95,6 +96,7 @@ class Worker:
         self._down: Mailbox[Parcel | None] = Mailbox(f"outputs of {stage.name}", room)
         self._inputs: dict[Forward, tuple[Microbatch, dict[str, torch.Tensor]]] = {}  # Arrived, not begun.
         self._gradients: dict[MicrobatchId, torch.Tensor] = {}  # Arrived, not begun.
+        self._busy_since: float | None = None  # When the present piece of work began; None while there is none.
         self._arrived = asyncio.Event()  # Set whenever there may be something to compute.
         self._closing = False  # The trainer has finished: do what is ordered, then end.
         self._asked = 0  # Serial of the last request to settle that was passed on.
@@ -112,6 +114,7 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._read_above())
             group.create_task(self._write(self._up, self._above, self._limits.gradients))
+            beats = group.create_task(self._beat())
             if self._below is None:
                 await self._compute()
             else:
@@ -121,6 +124,7 @@ class Worker:
                 await self._compute()
                 await self._close_below(self._below, writer, reader)
                 watch.cancel()
+            beats.cancel()
             await self._up.put(None)
 
     # Above.
@@ -213,11 +217,13 @@ class Worker:
     # The device.
 
     async def _compute(self) -> None:
-        await self._report()
+        with self._at_work():
+            await self._report()
         while True:
             work = self._schedule.next()
             if work is not None:
-                await self._do(work)
+                with self._at_work():
+                    await self._do(work)
                 self._host.progressed()
             elif self._closing:
                 return
@@ -229,7 +235,7 @@ class Worker:
         match work:
             case Forward(id, train):
                 if id.index == 0:
-                    await self._while_busy(self._host.begin(train))
+                    await self._host.begin(train)
                 await (self._loss(work) if self._below is None else self._forward(work, self._below))
             case Backward():
                 await self._backward(work)
@@ -284,14 +290,14 @@ class Worker:
         """Tell the host of applied steps, also of one that was applied when a route broke or opened."""
         while self._standing.owed:
             step, samples = self._standing.owed.popleft()
-            await self._while_busy(self._host.committed(step, samples))
+            await self._host.committed(step, samples)
 
     async def _settle(self, work: Agree, serial: int) -> None:
         if self._below is not None:
             self._asked = serial
             self._below.watch.owe()
             await self._down.put((Settle(serial), {}))
-        await self._while_busy(self._host.settle())
+        await self._host.settle()
         self._schedule.done(work)
         await self._agree_on(serial, "here")
 
@@ -301,16 +307,19 @@ class Worker:
         if self._below is None or self._agreed["here"] == self._agreed["below"]:
             await self._up.put((Settled(serial), {}))
 
-    async def _while_busy(self, work: Awaitable[None]) -> None:
-        """Wait for an outer round, and let those above know that this is no dead silence."""
-        async with asyncio.TaskGroup() as group:
-            beats = group.create_task(self._beat())
-            await work
-            beats.cancel()
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Within, one piece of work is done: a microbatch on the device, a commit, an outer round."""
+        self._busy_since = asyncio.get_running_loop().time()
+        try:
+            yield
+        finally:
+            self._busy_since = None
 
     async def _beat(self) -> None:
+        """Let those above know that a long piece of work is no dead silence; but not for ever."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._limits.settle
-        while loop.time() < end:
+        while True:
             await asyncio.sleep(self._limits.stall / 3)
-            await self._up.put((Busy(self._stage.index), {}))
+            if self._busy_since is not None and loop.time() - self._busy_since < self._limits.settle:
+                await self._up.put((Busy(self._stage.index), {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 
 from distqat.data.ledger import Ledger, LedgerSnapshot
@@ -45,7 +46,8 @@ def open_books(path: Path, budget: int, has_progress: bool) -> Books:
 
     A pipeline's open claims stay with it: its trainer may live on.
     """
-    return Books(path, _ledger(path, budget, has_progress))
+    # Trainers of an earlier life of the run may still speak of its claims: milliseconds keep the numbers apart.
+    return Books(path, _restored(path, budget, has_progress) or Ledger(budget, last_claim=time.time_ns() // 1_000_000))
 
 
 async def copy_books(path: Path, transport: Transport, client: Endpoint, run: RunId) -> None:
@@ -59,20 +61,20 @@ async def copy_books(path: Path, transport: Transport, client: Endpoint, run: Ru
     await asyncio.to_thread(_write, path, books.to_json())
 
 
-def _ledger(path: Path, budget: int, has_progress: bool) -> Ledger:
+def _restored(path: Path, budget: int, has_progress: bool) -> Ledger | None:
     if not path.exists():
-        return Ledger(budget)
+        return None
     if not has_progress:
         log.info("no live expert holds what the books of %s speak of: beginning anew", path.name)
-        return Ledger(budget)
+        return None
     try:
         ledger = Ledger.restore(LedgerSnapshot.from_json(path.read_text()))
     except (StateError, OSError, ValueError) as error:
         log.warning("the books %s cannot be used: %s: beginning anew", path, error)
-        return Ledger(budget)
+        return None
     if ledger.budget != budget:
         log.warning("the books %s are over %d samples, not %d: beginning anew", path, ledger.budget, budget)
-        return Ledger(budget)
+        return None
     log.info("going on at %d of %d samples", ledger.committed, ledger.budget)
     return ledger
 

@@ -21,7 +21,7 @@ from distqat.data.service import data_service
 from distqat.data.sources import open_source
 from distqat.discovery.records import ClientRecord
 from distqat.errors import DistqatError, StaleError
-from distqat.ids import PeerId, RunId, short
+from distqat.ids import Endpoint, PeerId, RunId, short
 from distqat.roles.books import copy_books, open_books
 from distqat.roles.context import RoleContext, RoleOptions
 from distqat.roles.leases import Leases
@@ -63,6 +63,7 @@ class Client:
         self._ledger: Ledger | None = None  # None until the data set has been books.
         self._leases: Leases | None = None  # None until the run is known.
         self._planner: Planner | None = None  # None until this client plans.
+        self._round = 0  # The most rounds that any expert of the run was seen to have committed.
         self._is_draining = False
 
     def __repr__(self) -> str:
@@ -147,22 +148,33 @@ class Client:
             await self._wait_news()
 
     async def _watch_leases(self, leases: Leases) -> None:
-        """Ask every peer of the run what it does, a few times within each lease."""
-        while True:
-            await asyncio.sleep(min(leases.seconds / 6, 0.5))
-            await self._ask_all(leases)
+        """Ask every peer of the run what it does, a few times within each lease; a slow one keeps nobody waiting."""
+        async with asyncio.TaskGroup() as group:
+            asking: dict[PeerId, asyncio.Task[None]] = {}
+            while True:
+                await asyncio.sleep(min(leases.seconds / 6, 0.5))
+                asking = {peer: task for peer, task in asking.items() if not task.done()}
+                for peer, endpoint in self._peers(leases).items():
+                    if peer not in asking:
+                        asking[peer] = group.create_task(self._ask(leases, peer, endpoint))
 
     async def _ask_all(self, leases: Leases) -> None:
+        """Once, and wait for all answers."""
+        async with asyncio.TaskGroup() as group:
+            for peer, endpoint in self._peers(leases).items():
+                group.create_task(self._ask(leases, peer, endpoint))
+
+    def _peers(self, leases: Leases) -> dict[PeerId, Endpoint]:
+        """The live experts and trainers of the run; the others are forgotten."""
         snapshot = self._context.directory.snapshot()
         peers = {peer: entry.record.endpoint for peer, entry in snapshot.experts.items()}
         peers |= {peer: entry.record.endpoint for peer, entry in snapshot.trainers.items()}
         leases.forget(set(peers))
-        async with asyncio.TaskGroup() as group:
-            for peer, endpoint in peers.items():
-                group.create_task(self._ask(leases, peer, Remote(self._context.transport, endpoint, leases.seconds)))
+        return peers
 
-    async def _ask(self, leases: Leases, peer: PeerId, remote: Remote) -> None:
+    async def _ask(self, leases: Leases, peer: PeerId, endpoint: Endpoint) -> None:
         loop = asyncio.get_running_loop()
+        remote = Remote(self._context.transport, endpoint, leases.seconds)
         try:
             loss = leases.answered(peer, await remote.status(), loop.time())
         except DistqatError as error:
@@ -173,7 +185,11 @@ class Client:
             self._context.telemetry.record("loss", {"lost": peer, "reason": loss.reason}, {})
 
     def _announce(self, planning: bool) -> None:
-        self._context.directory.announce(ClientRecord(self._context.endpoint, planning, str(self._reason)))
+        context, seen = self._context, self._context.directory.snapshot()
+        rounds = [entry.record.round for entry in seen.experts.values()]
+        rounds += [entry.record.round for entry in seen.clients.values()]
+        self._round = max(self._round, *rounds, 0)
+        context.directory.announce(ClientRecord(context.endpoint, planning, str(self._reason), self._round))
 
     def _run_status(self) -> RunStatus | None:
         config, ledger, leases = self._config, self._ledger, self._leases

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 0.25
 
+FIRST_SECONDS = 30.0
+"""The first unit of work may take so long: kernels are loaded, and nothing is known of its length yet."""
+
 STUCK_FACTOR = 4.0
 """A device is stuck when one unit of work takes so many times the longest one before (and longer than a lease)."""
 
@@ -102,8 +105,13 @@ class Expert:
         seat.is_closing = True
         # The client sees this phase and gives the route to others; a trainer that leaves closes it.
         await seat.unrouted.wait()
-        if seat.has_progress and self._siblings(seat.stage.index):
-            self._reason.set("draining: a last round, so that the siblings keep what was learned")
+        await self._share_progress(seat)
+
+    async def _share_progress(self, seat: Seat) -> None:
+        """A last round before the seat is given back, so that the siblings keep what was learned here."""
+        seat.is_closing = True
+        if seat.has_progress and seat.is_between_steps and self._siblings(seat.stage.index):
+            self._reason.set(f"a last round of {seat.stage.name}, so that the siblings keep what was learned")
             await seat.synchronise()
 
     def withdraw(self) -> None:
@@ -138,6 +146,8 @@ class Expert:
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(self._serve(config, source, device, wanted))
             await self._changed.wait()
+            if self._seat is not None:
+                await self._share_progress(self._seat)
             serving.cancel()
 
     async def _serve(self, config: RunConfig, source: Source, device: Device, index: StageIndex) -> None:
@@ -162,7 +172,8 @@ class Expert:
         )
         async with Averager.open(circle) as averager:
             seat = Seat(context, config, stage, device, averager, self._reason)
-            routes = PipelineService(seat, context.transport, context.me, config.id, Limits.of(config))
+            limits = replace(Limits.of(config), settle=circle.waits.total)
+            routes = PipelineService(seat, context.transport, context.me, config.id, limits)
             services = [*averaging_services(averager), routes.service()]
             for service in services:
                 context.server.add(service)
@@ -204,9 +215,11 @@ class Expert:
             await asyncio.sleep(DONOR_SECONDS)
 
     def _has_committed(self) -> bool:
-        """Whether any expert of the run has committed a round."""
-        experts = self._context.directory.snapshot().experts
-        return any(entry.record.round > 0 for peer, entry in experts.items() if peer != self._context.me)
+        """Whether the run has committed a round, as far as any live peer remembers."""
+        snapshot = self._context.directory.snapshot()
+        experts = [entry.record.round for peer, entry in snapshot.experts.items() if peer != self._context.me]
+        # A client outlives the experts that it has seen.
+        return any(number > 0 for number in (*experts, *(entry.record.round for entry in snapshot.clients.values())))
 
     def _siblings(self, stage: StageIndex) -> list[Sibling]:
         """The live experts of the same stage, without this one."""
@@ -266,7 +279,8 @@ def _stuck_seconds(device: Device, lease: float) -> float:
     if held.busy_since is None:
         return 0.0
     busy = time.monotonic() - held.busy_since
-    return busy if busy > max(lease, STUCK_FACTOR * held.longest_seconds) else 0.0
+    longest = max(lease, STUCK_FACTOR * held.longest_seconds if held.jobs else FIRST_SECONDS)
+    return busy if busy > longest else 0.0
 
 
 def _why(error: BaseException) -> str:

@@ -102,7 +102,11 @@ def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.Monkey
         sources.open_source(DataSection(source="digits"))
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"a,b\n"), gzip.compress(b"1,2\n3,4\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(b"a,b\n"), gzip.compress(b"1,2\n3,4\n")],
+    ids=["empty", "no gzip", "no numbers", "too narrow"],
+)
 def test_a_broken_file_is_named(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "digits.csv.gz"
     file.write_bytes(content)
