@@ -38,6 +38,7 @@ class Bootstrap:
 
     def __init__(self, protocol: DhtProtocol, random: Random, on_met: Callable[[], None]) -> None:
         self.state: dict[Endpoint, str] = {}
+        self.has_refreshed = False  # Peers from before have been tried once.
         self._protocol = protocol
         self._random = random
         self._on_met = on_met  # Called when a part of the swarm was met that was not known.
@@ -46,6 +47,11 @@ class Bootstrap:
 
     def __repr__(self) -> str:
         return f"<Bootstrap {'; '.join(f'{endpoint}: {state}' for endpoint, state in self.state.items()) or 'alone'}>"
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Nobody was named who might still answer, and of the peers from before none does."""
+        return self.has_refreshed and all(state == ITSELF for state in self.state.values())
 
     def add(self, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
         """Addresses to be joined through; those among them that are new."""
@@ -68,6 +74,7 @@ class Bootstrap:
         while True:
             alone.clear()
             await self.refresh()
+            self.has_refreshed = True
             if not len(self._protocol.router):
                 backoff.reset()
             try:

@@ -104,7 +104,7 @@ class Directory:
     async def wait_synced(self) -> None:
         """Until the run's records have been looked up once since it was chosen, and another node has answered.
 
-        A daemon that was given no address and knows no peer has nobody to ask, and does not wait.
+        A daemon that was given no address, and of whose peers from before none answers, does not wait.
         """
         await self._synced.wait()
 
@@ -249,12 +249,13 @@ class Directory:
         self._read_all()
         while True:
             began, run = loop.time(), self._run
+            is_of_use = self._dht.num_nodes > 0 or self._dht.is_alone
             self._hurry.clear()
             async with asyncio.TaskGroup() as group:
                 for key in self._kinds():
                     group.create_task(self._dht.lookup(key), name=f"look up {key}")
             self._refresh()
-            if run == self._run and (self._dht.num_nodes or not self._dht.bootstrap_state):
+            if is_of_use and run == self._run:
                 self._synced.set()
             if self._dht.num_nodes != num_nodes or not num_nodes:
                 num_nodes, self._calm = self._dht.num_nodes, 1.0

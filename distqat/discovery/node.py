@@ -38,6 +38,9 @@ MAX_CHORES = 256
 REPAIR_PAUSE = 5.0
 """Seconds before the same node is given records under the same key again."""
 
+SAVE_PAUSE = 5.0
+"""Seconds between two looks at whether known peers have to be saved."""
+
 REPAIR_LEAST = 1.0
 """Seconds that a record must have left to be worth a repair."""
 
@@ -109,6 +112,11 @@ class DhtNode:
     def bootstrap_state(self) -> dict[Endpoint, str]:
         """What became of each address given to `bootstrap`: "trying", "joined", or why not."""
         return dict(self._bootstrap.state)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is nobody to ask: no other node is known, none was named, and none from before answers."""
+        return not self.num_nodes and self._bootstrap.is_hopeless
 
     @property
     def num_nodes(self) -> int:
@@ -197,7 +205,7 @@ class DhtNode:
             for key in self._store.expire(loop.time()):
                 self._tell(key)
             self._repaired = {pair: until for pair, until in self._repaired.items() if until > loop.time()}
-            if loop.time() - saved > self._protocol.settings.refresh:
+            if loop.time() - saved > SAVE_PAUSE:
                 self._protocol.known.save()
                 saved = loop.time()
 

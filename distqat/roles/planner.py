@@ -58,7 +58,7 @@ class Planner:
         if self._ledger.finished:
             self._conclude()
             return
-        if not view.trainers:
+        if not view.trainers and not self._is_trainer_coming():
             self.reason = "taking the trainer role, since nobody has it"
             await self._context.take_role("trainer")
         for action in plan(view, self._config.plan, asyncio.get_running_loop().time()):
@@ -72,6 +72,11 @@ class Planner:
         count = len(self._pipelines)
         more = missing(self._view()).removeprefix("waiting: ")
         self.reason = f"{count} pipeline{'s' * (count != 1)}; no further one: {more}" if count else f"waiting: {more}"
+
+    def _is_trainer_coming(self) -> bool:
+        """Whether some daemon holds the role and has not learned the run, or opened its data, yet."""
+        peers = self._context.directory.snapshot().peers.values()
+        return any("trainer" in e.record.roles and e.record.run in (None, self._config.id) for e in peers)
 
     def _adopt(self) -> None:
         """Pipelines that an earlier client formed, and that a live trainer still drives, are this client's now."""

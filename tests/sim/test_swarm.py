@@ -115,15 +115,17 @@ def test_a_second_client_stands_by_and_takes_over(tmp_path: Path) -> None:
 
 def test_a_client_that_comes_back_adopts_what_it_finds(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with open_world(tmp_path, "train.epochs=3") as world:
-            await world.start("head", "client")
-            await world.start("helper", "trainer", join="head")
+        async with open_world(tmp_path, "train.epochs=10") as world:
+            await world.start("helper", "trainer")
+            await world.start("head", "client", join="helper")
             for host in ("alice", "bob"):
                 await world.start(host, "expert", join="head")
-            before = await world.until("head", lambda s: training(s) and books(s).committed > 200)
+            known = tmp_path / "head" / "peer-0" / "known_peers.json"
+            before = await world.until("head", lambda s: training(s) and books(s).committed > 200 and known.exists())
             name = training(before)[0].pipeline
             await world.crash("head")
-            await world.start("head", "client", join="helper")
+            # Without an address: it knows its peers from before.
+            await world.start("head", "client")
             back = await world.until("head", lambda s: s.run() and books(s).committed > books(before).committed, 120)
             assert [line.pipeline for line in training(back)] == [name]
             done = await world.until("head", lambda s: books(s).finished, 300)
