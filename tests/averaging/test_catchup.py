@@ -117,9 +117,9 @@ def test_a_state_that_is_not_what_it_says_is_refused(change: str, reason: str) -
         await stream.receive()
         state = OuterState.founding(torch.arange(10.0), 8)
         if change == "digest":
-            await catchup.donate(replace(state, digest="0" * 32), stream)
+            await catchup.donate(replace(state, digest="0" * 32), stream, 5.0)
         elif change == "length":
-            await catchup.donate(OuterState.founding(torch.arange(11.0), 8), stream)
+            await catchup.donate(OuterState.founding(torch.arange(11.0), 8), stream, 5.0)
         elif change == "missing":
             await stream.send(messages.frame(StateHeader(None, Chunk(0, 72)), b"\0" * 72))
         elif change == "garbage":
