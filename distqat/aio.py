@@ -83,7 +83,8 @@ async def supervise(
         began = loop.time()
         try:
             return await work()
-        except Exception as error:
+        except Exception as failure:
+            error = _alone(failure)
             expected = isinstance(error, DistqatError)
             log.warning("%s failed: %s", name, str(error) or type(error).__name__, exc_info=None if expected else error)
             if on_failure is not None:
@@ -91,3 +92,10 @@ async def supervise(
         if loop.time() - began > backoff.most:
             backoff.reset()
         await asyncio.sleep(backoff.next())
+
+
+def _alone(error: Exception) -> Exception:
+    """What a task group wrapped, if it is one thing: its message says what happened, that of the group does not."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -29,7 +29,7 @@ ENV_PREFIX = "DISTQAT_"
 class Section(BaseModel):
     """A group of settings; unknown keys and values of another type are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True, allow_inf_nan=False)
 
 
 class RunSection(Section):

@@ -102,6 +102,8 @@ def test_unknown_keys_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("lease.min=10", "lease.min (10.0 s) must be less than sync.max_wait (10.0 s)"),
         ("daemon.listen=nowhere", "daemon: listen: 'nowhere' is not an address"),
         ("daemon.device=tpu", "daemon.device"),
+        ("train.epochs=inf", "train.epochs: Input should be a finite number"),
+        ("sync.max_wait=nan", "sync.max_wait: Input should be a finite number"),
         ("data.batch", "--set data.batch: write section.key=value"),
         ("batch=3", "--set batch=3: write section.key=value"),
         ("data..batch=3", "write section.key=value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -54,7 +55,8 @@ def daemon(
     codes = {ConfigError: EXIT_CONFIG, ModelError: EXIT_CONFIG, DataError: EXIT_CONFIG}
     codes |= {CannotListenError: EXIT_CANNOT_LISTEN, IdentityError: EXIT_IDENTITY}
     flags = {"daemon.listen": listen, "daemon.announce": announce, "daemon.device": device}
-    overrides = [*(override or []), *(f"{key}={value}" for key, value in flags.items() if value)]
+    # As JSON, so that an IPv6 address is no list.
+    overrides = [*(override or []), *(f"{key}={json.dumps(value)}" for key, value in flags.items() if value)]
     try:
         settings = load(config, overrides)
         roles = tuple(role or ())

@@ -98,7 +98,8 @@ class Peer:
                 transport=transport,
                 server=server,
                 directory=directory,
-                telemetry=Telemetry(),
+                # Numbers that no earlier life of this daemon has used, so that a monitor tells its lines apart.
+                telemetry=Telemetry(serial=time.time_ns() // 1_000_000),
                 settings=settings,
                 run=run,
                 heartbeat=Heartbeat(),

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from distqat.aio import Backoff, supervise
-from distqat.errors import ConfigError, DeadlineError, RefusedError
+from distqat.errors import ConfigError, DeadlineError, DistqatError, RefusedError
 from distqat.roles.context import OpenRole, Role, RoleContext, RoleOptions
 from distqat.roles.status import RoleStatus
 
@@ -36,6 +36,7 @@ class _Held:
     role: Role | None = None  # None until it is open, and after a failure until it is open again.
     reason: str = "starting"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    giving_back: asyncio.Task[None] | None = None  # None until it is dropped.
 
 
 class Roster:
@@ -96,23 +97,40 @@ class Roster:
 
     async def drop(self, name: str, seconds: float | None = None) -> None:
         """Give a role back in good order, within the drain time-out or less; one that is not held is refused."""
-        role = self.get(name)
-        try:
-            async with asyncio.timeout(self._context.settings.daemon.drain_timeout if seconds is None else seconds):
-                await role.drain()
-        except TimeoutError:
+        self.get(name)
+        held = self._held[name]
+        if held.giving_back is None:
+            # A task of its own: whoever asked may hang up, and a role that is half given back is of no use.
+            held.giving_back = self._group.create_task(self._give_back(name, held), name=f"drop {name}")
+        _, late = await asyncio.wait([held.giving_back], timeout=seconds)
+        if late:
             log.warning("role %s did not finish in time and is dropped as it is", name)
-        await self._close(name)
+            held.giving_back.cancel()
+            await self._close(name)
 
     async def drain(self) -> None:
-        """Give all roles back, trainers first, so that experts see the end of their steps."""
+        """Give all roles back, trainers before experts, so that these see the end of their steps."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._context.settings.daemon.drain_timeout
-        order = {"client": 0, "trainer": 1, "expert": 2, "monitor": 3}
-        for name in sorted(self._held, key=lambda role: order[role]):
+        client = self._held.get("client")
+        if client is not None and client.role is not None:
+            # It plans no more, and keeps the books until the last step is in them.
+            await client.role.drain()
+        for name in ("trainer", "expert", "client", "monitor"):
             held = self._held.get(name)
             if held is not None and held.role is not None:
                 await self.drop(name, max(0.0, end - loop.time()))
+
+    async def _give_back(self, name: str, held: _Held) -> None:
+        assert held.role is not None
+        try:
+            async with asyncio.timeout(self._context.settings.daemon.drain_timeout):
+                await held.role.drain()
+        except TimeoutError:
+            log.warning("role %s did not finish in time and is dropped as it is", name)
+        except DistqatError as error:
+            log.warning("role %s did not finish and is dropped as it is: %s", name, error)
+        await self._close(name)
 
     async def _close(self, name: str) -> None:
         held = self._held.pop(name, None)

@@ -153,30 +153,41 @@ class Drive:
             await self._take_over(link.step)
             self._phase = "training"
             self._reason.set("training")
-            async with asyncio.TaskGroup() as group:
-                ready: asyncio.Queue[tuple[int, Batch] | None] = asyncio.Queue(4)
-                collect = group.create_task(self._collect(link, ready))
-                await self._feed(link, ready)
-                await ready.put(None)
-                await collect
-            if not self._draining.is_set():
-                await self._conclude(link)
+            try:
+                await self._train(link)
+            finally:
+                # The ledger may be away and have heard of fewer; the next route opens at what the stages hold.
+                self._progress.step = link.step
+
+    async def _train(self, link: Link) -> None:
+        async with asyncio.TaskGroup() as group:
+            ready: asyncio.Queue[tuple[int, Batch] | None] = asyncio.Queue(4)
+            collect = group.create_task(self._collect(link, ready))
+            await self._feed(link, ready)
+            await ready.put(None)
+            await collect
+        if not self._draining.is_set():
+            await self._conclude(link)
 
     async def _take_over(self, committed: int) -> None:
         """The route is open at this step: what is pending up to it is committed, the rest is replayed."""
-        while self._pending and self._pending[0][0] <= committed:
-            await self._data.committed(self._pending[0][1])
-            self._pending.popleft()
         self._progress.step = committed
+        await self._book_committed()
         if self._pending:
             self._progress.replayed += 1
             log.info("pipeline %s replays from step %d", self.pipeline, committed + 1)
+
+    async def _book_committed(self) -> None:
+        while self._pending and self._pending[0][0] <= self._progress.step:
+            await self._data.committed(self._pending[0][1])
+            self._pending.popleft()
 
     async def _feed(self, link: Link, ready: asyncio.Queue[tuple[int, Batch] | None]) -> None:
         """Submit step after step; the next batch is claimed while the present one is under way."""
         for step, pending in list(self._pending):
             await self._submit(link, step, pending, ready)
-        step, every = link.step + len(self._pending), self._fuel.config.train.evaluate_every
+        # Not counted from the link's step: that may be ahead of what has left the pending ones.
+        step, every = (self._pending[-1][0] if self._pending else link.step), self._fuel.config.train.evaluate_every
         while not self._draining.is_set():
             batch = await self._next_batch()
             if batch is None:
@@ -244,6 +255,7 @@ class Drive:
 
     async def _give_back(self) -> None:
         """Somebody else trains on what was not committed here."""
+        await self._book_committed()
         while self._pending:
             await self._data.give_back(self._pending[0][1])
             self._pending.popleft()

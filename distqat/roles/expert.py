@@ -239,10 +239,11 @@ class Expert:
 
     def _facts(self) -> ExpertStatus:
         now = asyncio.get_running_loop().time()
-        if self._seat is not None:
-            return self._with_pin(self._seat.status(now))
-        # A stage that is being built counts as taken, or the client would give it to others too.
         wanted = self._wanted
+        if self._seat is not None and self._seat.stage.index == wanted:
+            return self._with_pin(self._seat.status(now))
+        # A stage that is being built counts as taken, or the client would give it to others too; and the stage that
+        # is left for it as gone, or the client would route through it.
         return self._with_pin(ExpertStatus(seated=wanted is not None, stage=wanted or 0))
 
     def _with_pin(self, facts: ExpertStatus) -> ExpertStatus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 from distqat.config import RunConfig
@@ -13,7 +14,7 @@ from distqat.errors import DistqatError, StaleError
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex, short
 from distqat.roles.context import RoleContext
 from distqat.roles.leases import Leases
-from distqat.roles.plan import Action, Assign, Dissolve, ExpertView, Form, Pipeline, View, missing, plan
+from distqat.roles.plan import Action, Assign, Dissolve, ExpertView, Form, Pipeline, View, mend_broken, missing, plan
 from distqat.roles.remote import Remote
 from distqat.roles.status import ExpertStatus, PipelineStatus
 
@@ -38,6 +39,7 @@ class Planner:
         self._formed = 0  # Pipelines formed so far; names the next one.
         self._pipelines: dict[PipelineId, Pipeline] = {}
         self._reasons: dict[PipelineId, str] = {}
+        self._ended: set[PipelineId] = set()  # Pipelines that are to be no more, whatever their trainers still say.
         self._moved: dict[PeerId, float] = {}  # When an expert was last given a stage.
         self._broken: dict[PipelineId, float] = {}  # Since when a pipeline's trainer has called it broken.
         self._began = asyncio.get_running_loop().time()
@@ -56,18 +58,12 @@ class Planner:
         self._release_orphans()
         view = self._view()
         if self._ledger.finished:
-            self._conclude()
+            await self._conclude(view)
             return
         if not view.trainers and not self._is_trainer_coming():
             self.reason = "taking the trainer role, since nobody has it"
             await self._context.take_role("trainer")
-        for action in plan(view, self._config.plan, asyncio.get_running_loop().time()):
-            log.info("plan: %s", action)
-            try:
-                await self._carry_out(action)
-            except DistqatError as error:
-                # The next look at the swarm sees what is so now, and decides again.
-                log.warning("plan: %s failed: %s", type(action).__name__, error)
+        await self._carry_out(plan(view, self._config.plan, asyncio.get_running_loop().time()))
         self.phase = "training" if self._pipelines else "waiting"
         count = len(self._pipelines)
         more = missing(self._view()).removeprefix("waiting: ")
@@ -82,7 +78,12 @@ class Planner:
         """Pipelines that an earlier client formed, and that a live trainer still drives, are this client's now."""
         for peer, line in self._lines():
             name = PipelineId(line.pipeline)
-            if name.endswith(self._nonce) or name in self._pipelines or not line.route:
+            if self._is_stray(name) or name in self._pipelines or not line.route:
+                continue
+            if {seat.peer for seat in line.route} & {s.peer for known in self._pipelines.values() for s in known.route}:
+                # Two clients planned at once. Both pipelines would displace each other at the expert that they share.
+                log.info("pipeline %s shares an expert with another one and is ended", name)
+                self._ended.add(name)
                 continue
             self._pipelines[name] = Pipeline(name, line.epoch, line.route, peer)
             self._reasons[name] = "formed by an earlier client"
@@ -94,10 +95,12 @@ class Planner:
         for pipeline in self._ledger.holders - self._pipelines.keys():
             log.info("nobody drives pipeline %s: %d samples go to others", pipeline, self._ledger.release(pipeline))
 
-    def _conclude(self) -> None:
-        """The whole budget is committed; finished once every trainer says so."""
+    async def _conclude(self, view: View) -> None:
+        """The whole budget is committed; finished once every trainer says so; who is lost meanwhile is replaced."""
         lines = {line.pipeline: line for _, line in self._lines()}
         busy = [name for name in self._pipelines if name in lines and lines[name].phase != "finished"]
+        await self._carry_out(mend_broken(replace(view, pipelines=tuple(self._pipelines[name] for name in busy))))
+        busy = [name for name in busy if name in self._pipelines]
         self.is_finished = not busy
         self.phase = "finished"
         self.reason = f"the budget is committed; pipeline {busy[0]} is settling" if busy else "the budget is committed"
@@ -111,7 +114,7 @@ class Planner:
             for role in status.roles:
                 if role.expert is not None and role.phase not in ("failed", "draining"):
                     experts.append(_expert_view(peer, status.endpoint, role.expert))
-                elif role.role == "trainer" and role.phase != "draining":
+                elif role.role == "trainer" and role.phase not in ("failed", "draining"):
                     trainers.append(peer)
         return View(
             num_stages=self._config.model.stages,
@@ -122,14 +125,20 @@ class Planner:
             moved=self._moved,
         )
 
-    async def _carry_out(self, action: Action) -> None:
-        match action:
-            case Assign():
-                await self._assign(action)
-            case Form():
-                await self._form(action)
-            case Dissolve():
-                await self._dissolve(action)
+    async def _carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            log.info("plan: %s", action)
+            try:
+                match action:
+                    case Assign():
+                        await self._assign(action)
+                    case Form():
+                        await self._form(action)
+                    case Dissolve():
+                        await self._dissolve(action)
+            except DistqatError as error:
+                # The next look at the swarm sees what is so now, and decides again.
+                log.warning("plan: %s failed: %s", type(action).__name__, error)
 
     async def _assign(self, action: Assign) -> None:
         status = self._leases.statuses[action.peer]
@@ -152,6 +161,8 @@ class Planner:
 
     async def _dissolve(self, action: Dissolve) -> None:
         pipeline = self._pipelines.pop(action.id)
+        # Its trainer's last account still shows it, and must not bring it back.
+        self._ended.add(action.id)
         del self._reasons[action.id]
         released = self._ledger.release(pipeline.id)
         log.info("pipeline %s is dissolved: %s; %d samples go to others", pipeline.id, action.why, released)
@@ -165,8 +176,12 @@ class Planner:
             if line is None or line.epoch < pipeline.epoch:
                 await self._order(pipeline.trainer, pipeline.id, pipeline.epoch, pipeline.route)
         for (peer, name), line in told.items():
-            if name.endswith(self._nonce) and name not in self._pipelines and line.route:
+            if self._is_stray(PipelineId(name)) and line.route:
                 await self._order(peer, PipelineId(name), line.epoch + 1, ())
+
+    def _is_stray(self, name: PipelineId) -> bool:
+        """Whether a pipeline is one that this client has ended, or that it formed and gave up."""
+        return name in self._ended or (name.endswith(self._nonce) and name not in self._pipelines)
 
     async def _order(self, trainer: PeerId, name: PipelineId, epoch: int, route: tuple[Seat, ...]) -> None:
         try:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
+
+import torch
 
 from distqat.averaging.averager import Averager
 from distqat.config import RunConfig
@@ -36,7 +39,7 @@ class Seat:
         self.stage = stage
         self.device = device
         self.averager = averager
-        self.phase = "joining"
+        self._phase = "joining"  # As far as routes tell; `phase` tells of rounds too.
         self.is_closing = False  # True when the seat is about to be given back: no further route may open.
         self.unrouted = asyncio.Event()  # Set while no route runs through here.
         self.unrouted.set()
@@ -49,10 +52,21 @@ class Seat:
         self._quiet_since = 0.0  # When work was last delivered.
         self._is_in_step = False  # A training forward has begun, and its step is not committed.
         self._turn = asyncio.Lock()  # Held during a round: no step begins, and no other round.
+        self._agreed: torch.Tensor | None = None  # What a round came to and the stage does not hold yet; else None.
+        self._is_averaging = False
         self._rate = Rate()
 
     def __repr__(self) -> str:
         return f"<Seat {self.stage!r} {self.phase}: {self._reason}>"
+
+    @property
+    def phase(self) -> str:
+        """What the seat does."""
+        return "averaging" if self._is_averaging else self._phase
+
+    @phase.setter
+    def phase(self, phase: str) -> None:
+        self._phase = phase
 
     @property
     def is_ready(self) -> bool:
@@ -106,6 +120,7 @@ class Seat:
     async def begin(self, train: bool) -> None:
         """A forward comes next; waits while a round is under way."""
         async with self._turn:
+            await self._load()
             self._is_in_step |= train
 
     async def committed(self, step: int, samples: int) -> None:
@@ -139,7 +154,7 @@ class Seat:
     async def synchronise(self) -> None:
         """One outer round with the siblings; if it fails, the local progress waits for the next one."""
         async with self._turn:
-            before, self.phase = self.phase, "averaging"
+            self._is_averaging = True
             try:
                 await self._round()
                 self._steps = 0
@@ -149,14 +164,15 @@ class Seat:
                 log.warning("%s: %s; the local progress is kept", self.stage.name, error)
                 self._context.telemetry.record("failed round", {"stage": self.stage.name, "reason": error.reason}, {})
             finally:
-                self.phase = before
+                self._is_averaging = False
 
     async def _round(self) -> None:
+        await self._load()
         samples = self._samples
         local = await self.device.run(self.stage.flatten)
-        result = await self.averager.synchronise(local, samples)
-        await self.device.run(lambda: self.stage.load_flat(result))
+        self._agreed = await self.averager.synchronise(local, samples)
         self._samples = 0
+        await self._load()
         self.progressed()
         if self.averager.receipts:
             receipt = self.averager.receipts[-1]
@@ -168,6 +184,13 @@ class Seat:
             }
             values |= {"bytes": receipt.bytes, "seconds": receipt.seconds, "lost": len(receipt.lost)}
             self._context.telemetry.record("round", labels, values)
+
+    async def _load(self) -> None:
+        """Bring what was agreed on into the stage, also after a cancellation that left it out: else the next
+        pseudo-gradient would take the round back."""
+        if self._agreed is not None:
+            await self.device.run(partial(self.stage.load_flat, self._agreed))
+            self._agreed = None
 
     async def keep_company(self) -> None:
         """Join the rounds of the siblings while this stage has no work of its own."""

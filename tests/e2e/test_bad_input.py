@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
         (["--config", "no/such/file.yaml"], "cannot read no/such/file.yaml"),
         (["--role", "boss"], "there is no role 'boss'"),
         (["--role", "expert", "--join", "nowhere"], "'nowhere' is not an address"),
+        # An IPv6 address is an address, so what is wrong here is only the role.
+        (["--role", "boss", "--listen", "[::1]:0"], "there is no role 'boss'"),
         (["--role", "expert", "--local"], "--local goes with --role trainer"),
         (["--role", "trainer", "--local", "--set", "model.name=alexnet"], "alexnet"),
         (["--role", "trainer", "--local", "--set", "data.source=imagenet"], "imagenet"),

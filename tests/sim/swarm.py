@@ -81,7 +81,9 @@ class World:
         remote = Remote(self.network.transport("observer"), Endpoint(host, PORT), seconds=20.0)
         return await remote.swarm()
 
-    async def until(self, host: str, condition: Callable[[SwarmStatus], object], seconds: float = 60.0) -> SwarmStatus:
+    async def until(
+        self, host: str, condition: Callable[[SwarmStatus], object], seconds: float = 60.0, pause: float = 0.1
+    ) -> SwarmStatus:
         """Ask until the status fulfils the condition; fails after so many virtual seconds."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
@@ -90,7 +92,7 @@ class World:
             if condition(status):
                 return status
             assert loop.time() < end, f"waited {seconds} s in vain; {describe(status)}"
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(pause)
 
     async def _run(
         self,
