@@ -39,6 +39,8 @@ def serve(order: Order) -> None:
     unknown = sorted(set(order.roles) - ROLES.keys())
     if unknown:
         raise ConfigError(f"there is no role '{unknown[0]}'; roles are: {', '.join(sorted(ROLES))}")
+    if order.stage is not None and "expert" not in (order.roles or ("expert",)):
+        raise ConfigError("--stage is for experts; add --role expert")
     join = tuple(Endpoint.parse(address) for address in order.join)
     with open_identity(Path(daemon.state_dir)) as identity:
         name = f"{'-'.join(order.roles) or 'spare'}-{short(identity.peer)}.log"
@@ -49,18 +51,18 @@ def serve(order: Order) -> None:
 
 
 async def _until_told(order: PeerOrder) -> None:
-    loop = asyncio.get_running_loop()
-    async with open_transport() as transport, Peer.open(order, transport) as peer:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _leave, peer, number)
-        await peer.control.leaving.wait()
+    loop, leaving = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _leave, leaving, number)
+    async with open_transport() as transport, Peer.open(order, transport, leaving) as peer:
+        await leaving.wait()
         await peer.drain()
     log.info("left")
 
 
-def _leave(peer: Peer, number: int) -> None:
-    if peer.control.leaving.is_set():
+def _leave(leaving: asyncio.Event, number: int) -> None:
+    if leaving.is_set():
         # Asked twice: whoever sends it wants it now, and a supervisor would send SIGKILL next.
         raise SystemExit(128 + number)
     log.info("%s: draining", signal.Signals(number).name)
-    peer.control.leaving.set()
+    leaving.set()

@@ -22,11 +22,13 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def is_healthy(swarm: SwarmStatus) -> bool:
-    """Every peer answers, the run has a client, and every pipeline trains or has finished."""
-    lines = swarm.pipelines()
+    """Every peer answers, no role has failed, a client plans the run, and every pipeline trains or has finished."""
+    lines, run = swarm.pipelines(), swarm.run()
     return (
-        swarm.run() is not None
+        run is not None
+        and run.budget > 0
         and all(peer.reachable for peer in swarm.peers)
+        and not any(role.phase == "failed" for peer in swarm.peers for role in peer.roles)
         and bool(lines)
         and all(line.phase in ("training", "finished") for line in lines)
     )

@@ -42,11 +42,11 @@ class DrivingRole(Protocol):
 class Control:
     """Answers for one daemon."""
 
-    def __init__(self, context: RoleContext, roster: Roster, reason: Reason) -> None:
+    def __init__(self, context: RoleContext, roster: Roster, reason: Reason, leaving: asyncio.Event) -> None:
         self._context = context
         self._roster = roster
         self._reason = reason
-        self.leaving = asyncio.Event()  # Set when somebody asked this daemon to drain.
+        self._leaving = leaving  # Set when somebody asked this daemon to drain.
 
     def service(self) -> Service:
         """The control service."""
@@ -130,7 +130,7 @@ class Control:
         return messages.encode(messages.RoleReply(self._roster.names()))
 
     async def _drain(self, request: bytes, caller: Caller) -> bytes:
-        self.leaving.set()
+        self._leaving.set()
         return messages.encode(messages.DrainReply(self._context.settings.daemon.drain_timeout))
 
     async def _assign(self, request: bytes, caller: Caller) -> bytes:

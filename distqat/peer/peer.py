@@ -67,10 +67,10 @@ class Peer:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, order: PeerOrder, transport: Transport) -> AsyncIterator[Peer]:
+    async def open(cls, order: PeerOrder, transport: Transport, leaving: asyncio.Event) -> AsyncIterator[Peer]:
         """Listen first, join in the background, take the roles; leave everything in the opposite order.
 
-        Raises CannotListenError, ConfigError.
+        `leaving` is set when somebody asks the daemon to drain. Raises CannotListenError, ConfigError.
         """
         settings, identity = order.settings, order.identity
         async with AsyncExitStack() as stack:
@@ -107,7 +107,7 @@ class Peer:
                 take_role=lambda name: roster.add(name),
             )
             roster = await stack.enter_async_context(Roster.open(context))
-            peer = cls(context, roster, Control(context, roster, reason))
+            peer = cls(context, roster, Control(context, roster, reason, leaving))
             server.add(peer.control.service())
             log.info("peer %s listens on %s, dial %s", short(context.me), server.endpoint, endpoint)
             identity.write_endpoint(endpoint)

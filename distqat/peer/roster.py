@@ -32,6 +32,7 @@ TAKE_SECONDS = 60.0
 class _Held:
     """A role that is held, or being taken."""
 
+    options: RoleOptions
     task: asyncio.Task[None] | None = None  # None only until its task is made.
     role: Role | None = None  # None until it is open, and after a failure until it is open again.
     reason: str = "starting"
@@ -85,10 +86,13 @@ class Roster:
         """Take a role and wait until it is open; taking one twice changes nothing. Raises ConfigError."""
         if name not in ROLES:
             raise ConfigError(f"there is no role '{name}'; roles are: {', '.join(sorted(ROLES))}")
+        wanted = options or RoleOptions()
         if name not in self._held:
-            held = self._held[name] = _Held()
-            held.task = self._group.create_task(self._supervised(name, held, options or RoleOptions()), name=name)
+            held = self._held[name] = _Held(wanted)
+            held.task = self._group.create_task(self._supervised(name, held, wanted), name=name)
         held = self._held[name]
+        if wanted.stage not in (None, held.options.stage):
+            raise RefusedError(f"this daemon holds the role '{name}' already; drop it, then add it with its stage")
         try:
             async with asyncio.timeout(TAKE_SECONDS):
                 await held.ready.wait()

@@ -114,7 +114,7 @@ class Planner:
             for role in status.roles:
                 if role.expert is not None and role.phase not in ("failed", "draining"):
                     experts.append(_expert_view(peer, status.endpoint, role.expert))
-                elif role.role == "trainer" and role.phase not in ("failed", "draining"):
+                elif role.role == "trainer" and role.phase in ("waiting", "training"):
                     trainers.append(peer)
         return View(
             num_stages=self._config.model.stages,

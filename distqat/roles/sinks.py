@@ -91,6 +91,10 @@ def open_sinks(section: MonitorSection, run: RunId, folder: Path) -> Iterator[li
     try:
         wandb = importlib.import_module("wandb")
     except ImportError:
+        if section.wandb == "auto":
+            log.warning("WANDB_API_KEY is set, but the wandb package is not there: pip install 'distqat[wandb]'")
+            yield sinks
+            return
         raise ConfigError("monitor.wandb needs the wandb package: pip install 'distqat[wandb]'") from None
     wandb_run = wandb.init(project=section.wandb_project, name=str(run), mode=mode, dir=str(folder))
     try:

@@ -69,6 +69,7 @@ class Trainer:
         """Learn the run, open its data set, and say that orders are taken; then keep saying what is done."""
         context = self._context
         config = await context.run.wait()
+        self._phase = "joining"
         self._reason.set(f"opening data source {config.data.source}")
         source: Source = await asyncio.to_thread(open_source, config.data)
         self._fuel = Fuel(context.me, context.transport, config, source, context.telemetry)

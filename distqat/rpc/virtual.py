@@ -66,6 +66,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         if timeout is None:
             # Only the loop's own wake-up socket, and no other thread that could use it: nobody will ever come.
             if len(selector.get_map()) <= 1 and threading.active_count() == 1:
+                if selector.is_ready():
+                    # The last thread woke the loop and ended, all since the look before.
+                    return 0.0
                 raise DeadlockError(f"every task waits at {self._now:.6f} s, and nothing is left to wake one")
             return None
         self._now += max(0.0, timeout)
@@ -78,6 +81,10 @@ class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, wait: Callable[[_JumpingSelector, float | None], float | None]) -> None:
         super().__init__()
         self._ask = wait
+
+    def is_ready(self) -> bool:
+        """Whether there is an event now."""
+        return bool(super().select(0))
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)

@@ -68,6 +68,10 @@ def test_what_makes_a_swarm_unhealthy() -> None:
     assert not show.is_healthy(SwarmStatus((broken, EXPERT)))
     idle = replace(CLIENT, roles=(RoleStatus("client", run=RunStatus(budget=640)),))
     assert not show.is_healthy(SwarmStatus((idle, EXPERT)))
+    failed = replace(EXPERT, roles=(replace(EXPERT.roles[0], phase="failed"),))
+    assert not show.is_healthy(SwarmStatus((CLIENT, failed)))
+    standby = replace(CLIENT, roles=(RoleStatus("client", run=RunStatus()), CLIENT.roles[1]))
+    assert not show.is_healthy(SwarmStatus((standby, EXPERT)))
 
 
 def test_json_is_complete_and_has_no_nan() -> None:

@@ -34,6 +34,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
         (["--role", "expert", "--join", "nowhere"], "'nowhere' is not an address"),
         # An IPv6 address is an address, so what is wrong here is only the role.
         (["--role", "boss", "--listen", "[::1]:0"], "there is no role 'boss'"),
+        (["--role", "monitor", "--stage", "1"], "--stage is for experts"),
         (["--role", "expert", "--local"], "--local goes with --role trainer"),
         (["--role", "trainer", "--local", "--set", "model.name=alexnet"], "alexnet"),
         (["--role", "trainer", "--local", "--set", "data.source=imagenet"], "imagenet"),

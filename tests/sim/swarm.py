@@ -105,7 +105,7 @@ class World:
     ) -> None:
         with open_identity(Path(settings.daemon.state_dir)) as identity:
             order = PeerOrder(settings, identity, roles or ("expert",), join, stage, "client" in roles)
-            async with Peer.open(order, self.network.transport(host)) as peer:
+            async with Peer.open(order, self.network.transport(host), running.leave) as peer:
                 running.listening.set()
                 await running.leave.wait()
                 await peer.drain()
