@@ -6,8 +6,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -73,18 +72,6 @@ class Rate:
             return 0.0
         # The first event began before the window did: it marks the start, its units are not counted.
         return sum(units for _, units in recent[1:]) / max(recent[-1][0] - recent[0][0], 1e-9)
-
-
-@contextmanager
-def span(logger: logging.Logger, name: str) -> Iterator[None]:
-    """Log that something was completed or failed, with its seconds."""
-    began = time.perf_counter()
-    try:
-        yield
-    except BaseException as error:
-        logger.debug("%s failed after %.3f s: %s", name, time.perf_counter() - began, error)
-        raise
-    logger.debug("%s took %.3f s", name, time.perf_counter() - began)
 
 
 class JsonFormatter(logging.Formatter):

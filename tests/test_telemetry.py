@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distqat import telemetry
-from distqat.telemetry import KEPT_METRICS, Rate, Reason, Telemetry, set_up_logging, span
+from distqat.telemetry import KEPT_METRICS, Rate, Reason, Telemetry, set_up_logging
 
 
 @pytest.fixture
@@ -63,18 +63,6 @@ def test_a_reason_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) ->
             reason.set(text)
     assert [record.getMessage() for record in caplog.records] == ["waiting: stage 1 of 2 has no expert", "training"]
     assert str(reason) == "training"
-
-
-def test_a_span_says_how_it_ended(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "distqat"):
-        with span(telemetry.log, "round 3"):
-            pass
-        with pytest.raises(ValueError, match="odd"), span(telemetry.log, "round 4"):
-            raise ValueError("odd")
-    taken, failed = (record.getMessage() for record in caplog.records)
-    assert taken.startswith("round 3 took ")
-    assert failed.startswith("round 4 failed after ")
-    assert failed.endswith(": odd")
 
 
 @pytest.mark.usefixtures("quiet")
