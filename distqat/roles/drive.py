@@ -94,11 +94,19 @@ class Drive:
         )
 
     def order(self, epoch: int, seats: tuple[Seat, ...]) -> None:
-        """The client wants this route from now on. Raises StaleError for an order that is not newer than the last."""
+        """The client wants this route from now on, or none: then the steps under way are finished, and it ends.
+
+        Raises StaleError for an order that is not newer than the last.
+        """
         if epoch <= self._epoch:
             raise StaleError(f"route epoch {epoch} of pipeline {self.pipeline}, which is at {self._epoch}")
         self._epoch, self._seats, self._attempt = epoch, seats, 0
-        self._ordered.set()
+        (self._ordered if seats else self._draining).set()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the client wants it driven."""
+        return bool(self._seats)
 
     def drain(self) -> None:
         """Begin no further step."""

@@ -89,10 +89,14 @@ class Planner:
             self._reasons[name] = "formed by an earlier client"
 
     def _release_orphans(self) -> None:
-        """Claims of pipelines that nobody drives go to others, once every live trainer has had time to answer."""
+        """Claims of pipelines that nobody drives go to others, once every live trainer has had time to answer.
+
+        A trainer that was told to stop a pipeline first books its last steps, and shows it until then.
+        """
         if asyncio.get_running_loop().time() - self._began < self._leases.seconds:
             return
-        for pipeline in self._ledger.holders - self._pipelines.keys():
+        driven = self._pipelines.keys() | {line.pipeline for _, line in self._lines()}
+        for pipeline in self._ledger.holders - driven:
             log.info("nobody drives pipeline %s: %d samples go to others", pipeline, self._ledger.release(pipeline))
 
     async def _conclude(self, view: View) -> None:
@@ -164,8 +168,7 @@ class Planner:
         # Its trainer's last account still shows it, and must not bring it back.
         self._ended.add(action.id)
         del self._reasons[action.id]
-        released = self._ledger.release(pipeline.id)
-        log.info("pipeline %s is dissolved: %s; %d samples go to others", pipeline.id, action.why, released)
+        log.info("pipeline %s is dissolved: %s", pipeline.id, action.why)
         await self._order(pipeline.trainer, pipeline.id, pipeline.epoch + 1, ())
 
     async def _keep_orders(self) -> None:

@@ -74,6 +74,7 @@ class Trainer:
         source: Source = await asyncio.to_thread(open_source, config.data)
         self._fuel = Fuel(context.me, context.transport, config, source, context.telemetry)
         while self._phase != "draining":
+            self._forget_ended()
             busy = sum(not task.done() for task in self._tasks.values())
             self._phase = "training" if busy else "waiting"
             self._reason.set(f"driving {busy} pipelines" if busy else "waiting: no pipeline to drive", logging.DEBUG)
@@ -91,14 +92,15 @@ class Trainer:
             drive = Drive(self._fuel, pipeline, self._data_client(self._fuel.config, self._fuel.source, pipeline))
             self._drives[pipeline] = drive
         drive.order(epoch, route)
-        task = self._tasks.get(pipeline)
-        if not route:
-            del self._drives[pipeline]
-            self._tasks.pop(pipeline, None)
-        elif task is None or task.done():
+        if route and pipeline not in self._tasks:
             work = supervise(f"pipeline {pipeline}", drive.work, Backoff(0.5, 5.0))
             self._tasks[pipeline] = self._group.create_task(work, name=pipeline)
         return drive.status(asyncio.get_running_loop().time())
+
+    def _forget_ended(self) -> None:
+        """Pipelines that were stopped, and whose last step is booked."""
+        for name in [name for name, task in self._tasks.items() if task.done() and not self._drives[name].is_wanted]:
+            del self._drives[name], self._tasks[name]
 
     async def drain(self) -> None:
         """Finish the steps under way, give back what is claimed, and take no further orders."""
