@@ -11,6 +11,7 @@ from distqat.config import MonitorSection
 from distqat.ids import RunId
 from distqat.roles.messages import MetricLine
 from distqat.roles.sinks import METRICS_FILE, last_serials, open_sinks
+from tests.support import run, until
 
 RUN = RunId("digits", "0" * 32)
 LINES = [
@@ -57,4 +58,5 @@ def test_wandb_offline_writes_a_run_that_can_be_synchronised_later(
             sink.write("alice", LINES)
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     (log,) = folder.glob("*.wandb")
-    assert b"step/p1/loss" in log.read_bytes()
+    # Its writer process closes the file a few milliseconds after `finish` has returned (wandb 0.31).
+    run(until(lambda: b"step/p1/loss" in log.read_bytes()))
