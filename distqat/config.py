@@ -25,6 +25,11 @@ from distqat.ids import Endpoint, RunId
 
 ENV_PREFIX = "DISTQAT_"
 
+CodecName = Literal["none", "bf16", "fp16", "int8", "int4"]
+"""What `wire.codecs` can do; a test holds the two together."""
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
 
 class Section(BaseModel):
     """A group of settings; unknown keys and values of another type are refused."""
@@ -65,6 +70,9 @@ class DataSection(Section):
     source: str = Field("digits", description="Data set: digits or pydocs.")
     batch: int = Field(32, ge=1, description="Samples in the batch of one step of one pipeline.")
     microbatches: int = Field(4, ge=1, description="Microbatches into which a batch is split.")
+    adaptive: bool = Field(
+        True, description="Pipelines of unequal speed take more or fewer microbatches a step, to reach rounds together."
+    )
     sequence: int = Field(64, ge=2, description="Tokens in a sample of a text source.")
 
     @model_validator(mode="after")
@@ -81,6 +89,17 @@ class OptimizerSection(Section):
     learning_rate: float = Field(2e-3, gt=0, description="Inner learning rate.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay (adamw), or L2 penalty (sgd).")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
+    nesterov: bool = Field(True, description="Whether the momentum of sgd is Nesterov's.")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="After the warm-up: constant, or a cosine from the learning rate to its final fraction."
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="Linear warm-up of the learning rate, in batches of the whole run; 0: none."
+    )
+    final_fraction: float = Field(0.1, ge=0, le=1, description="Of the learning rate, at the end of a cosine.")
+    clip_norm: float = Field(
+        0.0, ge=0, description="Largest norm of the gradient of the whole model, over all stages; 0: not clipped."
+    )
 
 
 class SyncSection(Section):
@@ -98,6 +117,21 @@ class TrainSection(Section):
 
     epochs: float = Field(12.0, gt=0, description="Budget of the run: passes over the training samples.")
     evaluate_every: int = Field(0, ge=0, description="Steps between evaluations on held-out data; 0: only at the end.")
+    precision: Precision = Field(
+        "fp32", description="Of the computation: fp32, bf16, or fp16 with loss scaling; parameters are fp32 always."
+    )
+
+
+class PipelineSection(Section):
+    """How a pipeline computes."""
+
+    recompute: list[str] = Field(
+        default_factory=list,
+        description="Stages, by glob such as 'gpt/*', that compute their forward again instead of keeping activations.",
+    )
+    max_in_flight: int = Field(
+        64, ge=1, le=4096, description="Microbatches that a stage may hold at most, however slow the links are."
+    )
 
 
 class PlanSection(Section):
@@ -115,11 +149,26 @@ class LeaseSection(Section):
     )
 
 
+class WireOverride(Section):
+    """Other codecs for what some stages send."""
+
+    stages: str = Field(min_length=1, description="Glob of stage names, such as 'gpt/0' or '*/1'.")
+    activations: CodecName | None = Field(None, description="Codec of what such a stage sends down.")
+    gradients: CodecName | None = Field(None, description="Codec of what such a stage sends up.")
+
+
 class WireSection(Section):
     """How tensors travel."""
 
-    activations: Literal["none"] = Field("none", description="Codec of activations.")
-    gradients: Literal["none"] = Field("none", description="Codec of activation gradients.")
+    inputs: CodecName = Field("none", description="Codec of the samples on their way to stage 0; targets travel exactly.")
+    activations: CodecName = Field("none", description="Codec of activations: none, bf16, fp16, int8 or int4.")
+    gradients: CodecName = Field("none", description="Codec of activation gradients: none, bf16, fp16, int8 or int4.")
+    overrides: list[WireOverride] = Field(
+        default_factory=list, description="Other codecs by stage: {stages: GLOB, activations: ..., gradients: ...}."
+    )
+    compression: Literal["auto", "on", "off"] = Field(
+        "auto", description="zstd after the codec: auto turns it on where it is measured to shorten the transfer."
+    )
     max_message: int = Field(1 << 30, ge=1 << 20, description="Largest message that is taken, in bytes.")
 
 
@@ -166,6 +215,7 @@ class _RunSections(BaseModel):
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     sync: SyncSection = Field(default_factory=SyncSection)
     train: TrainSection = Field(default_factory=TrainSection)
+    pipeline: PipelineSection = Field(default_factory=PipelineSection)
     plan: PlanSection = Field(default_factory=PlanSection)
     lease: LeaseSection = Field(default_factory=LeaseSection)
     wire: WireSection = Field(default_factory=WireSection)
