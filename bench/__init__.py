@@ -1,10 +1,18 @@
 """What distqat reaches on this machine, beside a peer that is measured in the same run.
 
     case      one line of the output: medians, ratio, goal
+    table     lines as the tables of docs/benchmarks.md
     workers   processes that measure together
+    machines  machines behind slow links: network namespaces
+    gauge     what a run of processes has cost
+    hivemind  the peer: an environment of its own, made when it is needed, and scripts in it (bench/peers)
+    recipes   models and their batches; whole, ours and chain train them: in one process, as a pipeline, with hivemind
     start     commands and daemons until they answer
+    wire      every codec, on one core
     stream    tensors and small calls between two processes
-    pipeline  a model in two stages against the same model in one process
+    pipeline  models in two and three stages beside one process and beside hivemind; heavy: bytes of a large one
+    links     the same over slow links
+    curve     what rounding on the wire costs in learning
     round     one outer round of siblings
 
 Run `python -m bench [NAME] [--quick]`; each case is one JSON object on one line.

@@ -6,11 +6,12 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 
 from bench.case import Bench
 
-NAMES = ("start", "stream", "pipeline", "round")
+NAMES = ("start", "wire", "stream", "pipeline", "links", "curve", "round")
 
 
 def main() -> None:
@@ -25,6 +26,8 @@ def main() -> None:
     # One thread for each process of a bench, as on a machine that hosts several peers.
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.WARNING)
+    # As with Ctrl-C, so that processes and network namespaces are cleaned up.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
     from distqat.rpc.loop import run
 

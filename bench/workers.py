@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
+from bench.machines import HERE, Machine, enter
 from distqat.rpc.loop import run
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
@@ -24,8 +25,9 @@ class WorkerError(RuntimeError):
 class Worker:
     """Another process, as the bench speaks to it."""
 
-    def __init__(self, name: str, connection: Connection) -> None:
+    def __init__(self, name: str, pid: int, connection: Connection) -> None:
         self.name = name
+        self.pid = pid
         self._connection = connection
 
     async def ask(self, method: str, *arguments: Any) -> Any:
@@ -38,15 +40,16 @@ class Worker:
 
 
 @asynccontextmanager
-async def open_worker(name: str, open_object: Open, *arguments: Any) -> AsyncIterator[Worker]:
-    """A process in which `open_object(*arguments)` is entered, on an event loop of its own."""
+async def open_worker(name: str, open_object: Open, *arguments: Any, machine: Machine = HERE) -> AsyncIterator[Worker]:
+    """A process on a machine in which `open_object(*arguments)` is entered, on an event loop of its own."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    process = spawn.Process(target=_main, args=(there, open_object, arguments), name=name, daemon=True)
+    process = spawn.Process(target=_main, args=(there, machine, open_object, arguments), name=name, daemon=True)
     process.start()
     there.close()
     try:
-        yield Worker(name, here)
+        assert process.pid is not None
+        yield Worker(name, process.pid, here)
     finally:
         here.close()
         await asyncio.to_thread(process.join, LEAVE_SECONDS)
@@ -55,7 +58,9 @@ async def open_worker(name: str, open_object: Open, *arguments: Any) -> AsyncIte
             process.join()
 
 
-def _main(connection: Connection, open_object: Open, arguments: tuple[Any, ...]) -> None:
+def _main(connection: Connection, machine: Machine, open_object: Open, arguments: tuple[Any, ...]) -> None:
+    if machine.namespace is not None:
+        enter(machine.namespace)  # Before there are threads that stay behind.
     run(_answer(connection, open_object, arguments))
 
 

@@ -14,6 +14,8 @@ from typing import Literal
 from rich.console import Console
 from rich.logging import RichHandler
 
+from distqat.timeline import Timelines
+
 LogFormat = Literal["rich", "json"]
 
 KEPT_METRICS = 4096
@@ -39,9 +41,13 @@ class Telemetry:
 
     serial: int = 0
     metrics: deque[Metric] = field(default_factory=lambda: deque(maxlen=KEPT_METRICS))
+    timelines: Timelines = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.timelines = Timelines(time.monotonic, self.record)
 
     def record(self, kind: str, labels: Mapping[str, str], values: Mapping[str, float]) -> None:
-        """Add a line: `kind` "step", "round", "evaluation"; labels are words, values numbers."""
+        """Add a line: `kind` "step", "hop", "round", "evaluation"; labels are words, values numbers."""
         self.serial += 1
         self.metrics.append(Metric(self.serial, kind, time.time(), dict(labels), dict(values)))
 

@@ -15,7 +15,7 @@ from distqat.errors import DeadlineError, MessageError, StateError
 from distqat.ids import Endpoint, PeerId, short
 from distqat.rpc.transport import Stream
 from distqat.wire import frames, tensors
-from distqat.wire.frames import Assembler, Chunk
+from distqat.wire.frames import Assembler
 
 ANCHOR = "anchor"
 MOMENTUM = "momentum"
@@ -36,26 +36,16 @@ async def fetch(context: Context, donor: PeerId, endpoint: Endpoint) -> OuterSta
 
 async def donate(state: OuterState, stream: Stream, patience: float) -> None:
     """Stream the state; the request has been read. Raises DeadlineError when a chunk is not taken in time."""
-    headers, views = [], []
-    for name, vector in ((ANCHOR, state.anchor), (MOMENTUM, state.momentum)):
-        header, view = tensors.encode({name: vector})
-        headers += header
-        views.append(view)
-    total = sum(len(view) for view in views)
+    headers, payload = tensors.encode({ANCHOR: state.anchor, MOMENTUM: state.momentum})
     manifest: Manifest | None = Manifest(state.round, state.digest, tuple(headers))
-    base = 0
-    # Tensor by tensor, since joining them would copy the whole state.
-    for view in views:
-        for chunk, data in frames.chunks(view):
-            if len(data) or manifest is not None:
-                frame = messages.frame(StateHeader(manifest, Chunk(base + chunk.offset, total)), data)
-                try:
-                    async with asyncio.timeout(patience):
-                        await stream.send(frame)
-                except TimeoutError:
-                    raise DeadlineError(f"the newcomer took nothing for {patience:g} s") from None
-                manifest = None
-        base += len(view)
+    for chunk, parts in frames.chunks(payload):
+        frame = messages.frame(StateHeader(manifest, chunk), *parts)
+        try:
+            async with asyncio.timeout(patience):
+                await stream.send(frame)
+        except TimeoutError:
+            raise DeadlineError(f"the newcomer took nothing for {patience:g} s") from None
+        manifest = None
 
 
 def _decode(manifest: Manifest, payload: memoryview) -> OuterState:

@@ -112,9 +112,9 @@ def decode(kind: type[T], data: bytes | memoryview) -> T:
     return message
 
 
-def frame(header: SliceHeader | StateHeader, payload: memoryview | bytes = b"") -> bytes:
-    """A header and its chunk, as one message."""
-    return frames.join(encode(header), payload)
+def frame(header: SliceHeader | StateHeader, *payload: memoryview | bytes) -> bytes:
+    """A header and the views of its chunk, as one message."""
+    return frames.join(encode(header), *payload)
 
 
 def unframe(kind: type[T], data: bytes) -> tuple[T, memoryview]:

@@ -80,6 +80,23 @@ def config(
     typer.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
 
 
+@app.command()
+def trace(
+    step: Annotated[str, typer.Argument(metavar="STEP", help="A step, two with a dash between (12-14), or 'last'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("trace.json"),
+    pipeline: Annotated[str, typer.Option("--pipeline", help="Pipeline; default: the only one.")] = "",
+    peer: Peer = "",
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """Write a Perfetto trace of a step over all peers of a pipeline. Exit code 1: some peers are not in it."""
+    from distqat.cli.trace import Steps, collect, report
+
+    steps = _or_exit(lambda: Steps.parse(step))
+    found = _ask(peer, state_dir, lambda remote: collect(remote, steps, pipeline))
+    _or_exit(lambda: report(found, out))
+    raise typer.Exit(UNHEALTHY if found.silent else 0)
+
+
 @role_app.command("add")
 def role_add(
     role: Annotated[str, typer.Argument(help="monitor, client, trainer or expert.")],

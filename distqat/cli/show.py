@@ -15,7 +15,8 @@ from rich.text import Text
 
 from distqat.ids import short
 from distqat.roles.remote import Remote
-from distqat.roles.status import PeerStatus, PipelineStatus, RunStatus, SwarmStatus
+from distqat.roles.status import LinkStatus, PeerStatus, PipelineStatus, RunStatus, SwarmStatus
+from distqat.times import DOWN, UP
 
 WATCH_SECONDS = 1.0
 BARS = "▁▂▃▄▅▆▇█"
@@ -62,7 +63,14 @@ async def watch(remote: Remote) -> None:
 def render(swarm: SwarmStatus) -> RenderableType:
     """Run, pipelines, peers and the last rounds."""
     run = swarm.run()
-    return Group(_run_line(swarm, run), _pipelines(swarm.pipelines()), _peers(swarm), _rounds(swarm), _losses(run))
+    return Group(
+        _run_line(swarm, run),
+        _pipelines(swarm.pipelines()),
+        _peers(swarm),
+        _times(swarm),
+        _rounds(swarm),
+        _losses(run),
+    )
 
 
 def sparkline(values: tuple[float, ...], width: int = 32) -> str:
@@ -97,14 +105,22 @@ def _run_line(swarm: SwarmStatus, run: RunStatus | None) -> Text:
 
 
 def _pipelines(lines: list[PipelineStatus]) -> Table:
-    table = _table("pipeline", "phase", "route", "step", "loss", "", "samples/s", "evaluation", "reason")
+    table = _table(
+        "pipeline", "phase", "route", "step", "microbatches", "loss", "", "samples/s", "evaluation", "reason"
+    )
     for line in lines:
         route = " > ".join(short(seat.peer) for seat in line.route)
         loss, evaluation = _number(line.loss, ".4f"), _number(line.evaluation, ".4f")
-        speed = f"{line.samples_per_second:.0f}"
-        graph = sparkline(line.losses)
-        table.add_row(line.pipeline, line.phase, route, str(line.step), loss, graph, speed, evaluation, line.reason)
+        speed, graph, work = f"{line.samples_per_second:.0f}", sparkline(line.losses), _step_size(line)
+        facts = (str(line.step), work, loss, graph, speed, evaluation, line.reason)
+        table.add_row(line.pipeline, line.phase, route, *facts)
     return table
+
+
+def _step_size(line: PipelineStatus) -> str:
+    """Microbatches of a step, and how long each takes: 5 x 12.3 ms."""
+    pace = f" x {line.microbatch_seconds * 1000:.1f} ms" if line.microbatch_seconds else ""
+    return f"{line.microbatches}{pace}" if line.microbatches else ""
 
 
 def _peers(swarm: SwarmStatus) -> Table:
@@ -130,6 +146,30 @@ def _peer_row(peer: PeerStatus) -> tuple[str, ...]:
     sent = size(sum(count.sent for count in peer.traffic))
     idle = f"{peer.idle_seconds:.1f}s" if peer.reachable else "unreachable"
     return (short(peer.peer), str(peer.endpoint), roles, *facts, idle, sent, reason)
+
+
+def _times(swarm: SwarmStatus) -> Table:
+    """Of the last steps. Computing, rounds and waiting make the whole; coding and sending go on beside them."""
+    table = _table("time of", "computing", "in rounds", "waiting", "coding", "on the wire", "link down", "link up")
+    for peer, expert in swarm.experts():
+        times = expert.times
+        if times is None or not times.seconds:
+            continue
+        shares = (times.compute, times.round, times.wait, times.codec, times.wire)
+        links = {link.way: link for link in times.links}
+        table.add_row(
+            f"{short(peer.peer)} ({expert.stage_name})",
+            *(f"{seconds / times.seconds:.0%}" for seconds in shares),
+            *(_link(links[way]) if way in links else "" for way in (DOWN, UP)),
+        )
+    return table
+
+
+def _link(link: LinkStatus) -> str:
+    """Its rate, by how much the codec makes what goes over it smaller, and whether zstd helps."""
+    rate = f"{size(link.rate)}/s" if link.rate else "?"
+    smaller = f" {link.raw / link.bytes:.1f}x" if link.bytes else ""
+    return f"{rate}{smaller}{' zstd' if link.compressed else ''}"
 
 
 def _rounds(swarm: SwarmStatus) -> Table:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from distqat.aio import Backoff
-from distqat.data.ledger import ClaimAnswer, Ledger
+from distqat.data.ledger import Claim, ClaimAnswer, Ledger
 from distqat.data.messages import CLAIM, RESOLVE, ClaimRequest, ResolveAnswer, ResolveRequest, decode_answer
 from distqat.data.sampler import Sampler
 from distqat.data.sources.splits import Arrays, Source
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT = 5.0
 """Seconds until a call to the client is given up and tried again."""
+
+INLINE_BYTES = 1 << 18
+"""A larger batch is cut out of the source on a thread, so that the event loop goes on."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class LedgerClient:
         self._claims = claims
         self._serial = 0  # Highest serial that was answered with a claim, as far as is known here.
         self._reason = Reason(log, "")  # Why `next` waits; empty while it does not.
+        self._sample_bytes = INLINE_BYTES  # Of one sample, as it was in the last batch; before the first: large.
 
     def __repr__(self) -> str:
         return f"<LedgerClient of pipeline {self.pipeline}, claim {self._serial}, {self.waiting or 'not waiting'}>"
@@ -171,13 +175,26 @@ class LedgerClient:
         finally:
             self._reason.text = ""
         claim = answer.claim
-        tensors = self._source.train.batch(self._sampler.indices(claim.begin, claim.end))
+        tensors = await self._cut_out(claim)
+        # Only now: had the call been cancelled before, the next one would get the claim again.
+        self._serial = max(self._serial, answer.serial)
         return Batch(claim.id, claim.begin, claim.end, tensors)
 
     async def _ask(self, samples: int) -> ClaimAnswer:
         answer = await self._claims.claim(self.pipeline, samples, self._serial + 1)
-        self._serial = max(self._serial, answer.serial)
+        if answer.claim is None:
+            self._serial = max(self._serial, answer.serial)
         return answer
+
+    async def _cut_out(self, claim: Claim) -> Arrays:
+        if claim.samples * self._sample_bytes <= INLINE_BYTES:
+            return self._read(claim)
+        tensors = await asyncio.to_thread(self._read, claim)
+        self._sample_bytes = sum(array.nbytes for array in tensors.values()) // claim.samples
+        return tensors
+
+    def _read(self, claim: Claim) -> Arrays:
+        return self._source.train.batch(self._sampler.indices(claim.begin, claim.end))
 
     async def committed(self, batch: Batch) -> None:
         """The batch is in committed parameters."""

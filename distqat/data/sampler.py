@@ -18,6 +18,14 @@ def budget(epochs: float, num_samples: int) -> int:
     return max(1, math.ceil(round(epochs * num_samples, 6)))
 
 
+def progress(begin: int, total: int) -> float:
+    """Part of the run's budget, `total` positions, that lies before `begin`, 0 to 1: what learning rates follow.
+
+    It depends on the samples only, so it is the same whoever trains on them, and when they are trained on again.
+    """
+    return min(max(begin / total, 0.0), 1.0)
+
+
 @lru_cache(maxsize=4)
 def permutation(num_samples: int, seed: int, epoch: int) -> Indices:
     """The order of one epoch.

@@ -5,6 +5,7 @@ Everything that arrives is checked for size and sense here: what cannot be right
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import TypeVar
@@ -27,6 +28,7 @@ from distqat.discovery.records import (
     ClientRecord,
     ConfigRecord,
     ExpertRecord,
+    Pace,
     PeerRecord,
     R,
     Record,
@@ -62,6 +64,9 @@ MAX_TEXT_CHARS = 512
 
 MAX_ITEMS = 256
 """Roles or pipelines in one record."""
+
+MAX_PACES = 128
+"""In one record; those of further pipelines are not announced."""
 
 M = TypeVar("M", bound=Message)
 
@@ -197,6 +202,8 @@ def encode_record(record: Record) -> bytes:
             message = discovery_pb2.TrainerRecord(
                 endpoint=endpoint, pipelines=record.pipelines, step=record.step, reason=_clip(record.reason)
             )
+            for pace in record.paces[:MAX_PACES]:
+                message.paces.add(pipeline=pace.pipeline, seconds=pace.seconds, microbatches=pace.microbatches)
         case ClientRecord():
             message = discovery_pb2.ClientRecord(
                 endpoint=endpoint, planning=record.planning, reason=_clip(record.reason), round=record.round
@@ -215,10 +222,7 @@ def decode_record(kind: type[R], data: bytes) -> R:
     elif kind is ExpertRecord:
         record = _expert_record(_parse(discovery_pb2.ExpertRecord(), data))
     elif kind is TrainerRecord:
-        trainer = _parse(discovery_pb2.TrainerRecord(), data)
-        pipelines = tuple(PipelineId(name) for name in _texts(trainer.pipelines, "pipeline"))
-        endpoint = _from_endpoint(trainer.endpoint)
-        record = TrainerRecord(endpoint, pipelines, trainer.step, _text(trainer.reason, "reason"))
+        record = _trainer_record(_parse(discovery_pb2.TrainerRecord(), data))
     else:
         client = _parse(discovery_pb2.ClientRecord(), data)
         record = ClientRecord(
@@ -246,6 +250,20 @@ def _expert_record(message: discovery_pb2.ExpertRecord) -> ExpertRecord:
         pinned=message.pinned,
         reason=_text(message.reason, "reason"),
     )
+
+
+def _trainer_record(message: discovery_pb2.TrainerRecord) -> TrainerRecord:
+    pipelines = tuple(PipelineId(name) for name in _texts(message.pipelines, "pipeline"))
+    _check_count(len(message.paces), MAX_PACES, "paces")
+    paces = tuple(_pace(pace) for pace in message.paces)
+    reason = _text(message.reason, "reason")
+    return TrainerRecord(_from_endpoint(message.endpoint), pipelines, message.step, reason, paces)
+
+
+def _pace(message: discovery_pb2.Pace) -> Pace:
+    if not 0.0 < message.seconds < math.inf:
+        raise MessageError(f"a pace of {message.seconds} seconds for a microbatch")
+    return Pace(PipelineId(_text(message.pipeline, "pipeline")), message.seconds, message.microbatches)
 
 
 def _parse(message: M, data: bytes) -> M:

@@ -44,13 +44,23 @@ class ExpertRecord:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How fast a pipeline is: seconds for each microbatch, measured, and how many make its steps now."""
+
+    pipeline: PipelineId
+    seconds: float
+    microbatches: int
+
+
+@dataclass(frozen=True)
 class TrainerRecord:
-    """What a trainer does now."""
+    """What a trainer does now; `paces` are of the pipelines that it has measured."""
 
     endpoint: Endpoint
     pipelines: tuple[PipelineId, ...] = ()
     step: int = 0
     reason: str = ""
+    paces: tuple[Pace, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ def substance(record: Record) -> Record:
     if isinstance(record, ExpertRecord):
         return replace(record, step=0, round=0, digest="", reason="")
     if isinstance(record, TrainerRecord):
-        return replace(record, step=0, reason="")
+        return replace(record, step=0, reason="", paces=())
     if isinstance(record, ClientRecord):
         return replace(record, reason="", round=min(record.round, 1))
     return record

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
 import torch
 
 from distqat.config import ModelSection, RunConfig
+from distqat.errors import ModelError
 from distqat.model import zoo
 from distqat.model.partition import cut
+from distqat.model.precision import compute_type
+from distqat.model.rates import warmup_fraction
 from distqat.model.shapes import DataShape
-from distqat.model.stage import CPU, Stage, Task
-from distqat.model.zoo.blocks import slice_of
+from distqat.model.stage import CPU, Stage, Training
+from distqat.model.task import Task
+from distqat.model.zoo.blocks import ModelPlan, slice_of
 
 
 def plan_stages(section: ModelSection, shape: DataShape) -> list[range]:
@@ -24,18 +31,54 @@ def stage_names(config: RunConfig, shape: DataShape) -> list[str]:
 
 
 def build_stage(
-    config: RunConfig, shape: DataShape, index: int, task: Task | None, device: torch.device = CPU
+    config: RunConfig,
+    shape: DataShape,
+    index: int,
+    task: Task | None,
+    device: torch.device = CPU,
+    budget: int | None = None,
 ) -> Stage:
     """Stage `index` of the run, and nothing else of the model, with the numbers that it has in the uncut model.
 
-    Only the last stage needs the task. Raises ModelError.
+    Only the last stage needs the task, and only a run with warm-up its budget, in samples. Raises ModelError.
     """
     plan = zoo.plan(config.model, shape)
     ranges = cut(plan.costs, config.model.stages, config.model.cuts)
-    return Stage(slice_of(plan, ranges, index), config.run.seed, config.optimizer, task, device)
+    return _build(config, plan, ranges, index, task, device, budget)
 
 
-def build_whole(config: RunConfig, shape: DataShape, task: Task, device: torch.device = CPU) -> Stage:
+def build_whole(
+    config: RunConfig, shape: DataShape, task: Task, device: torch.device = CPU, budget: int | None = None
+) -> Stage:
     """The uncut model as one stage, whatever the run's cut: the baseline. Raises ModelError."""
     plan = zoo.plan(config.model, shape)
-    return Stage(slice_of(plan, [range(len(plan.blocks))], 0), config.run.seed, config.optimizer, task, device)
+    return _build(config, plan, [range(len(plan.blocks))], 0, task, device, budget)
+
+
+def _build(
+    config: RunConfig,
+    plan: ModelPlan,
+    ranges: Sequence[range],
+    index: int,
+    task: Task | None,
+    device: torch.device,
+    budget: int | None,
+) -> Stage:
+    precision = config.train.precision
+    own = slice_of(plan, ranges, index, compute_type(precision))
+    training = Training(
+        config.run.seed,
+        config.optimizer,
+        precision,
+        _warmup(config, budget),
+        recompute=any(fnmatchcase(own.name, glob) for glob in config.pipeline.recompute),
+    )
+    return Stage(own, training, task, device)
+
+
+def _warmup(config: RunConfig, budget: int | None) -> float:
+    if not config.optimizer.warmup_steps:
+        return 0.0
+    if budget is None:
+        raise ModelError("a warm-up of the learning rate needs the run's budget of samples")
+    return warmup_fraction(config.optimizer, config.data.batch, budget)

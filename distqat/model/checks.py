@@ -24,11 +24,12 @@ def expect(what: str, tensor: Tensor, shape: HiddenShape) -> None:
         raise TensorError(f"{what}: expected elements from 0 to {shape.below - 1}, got {low} to {high}")
 
 
-def expect_like(what: str, tensor: Tensor, model: Tensor) -> None:
-    """Type and shape of another tensor, and finite."""
+def expect_like(what: str, tensor: Tensor, model: Tensor, may_overflow: bool = False) -> None:
+    """Type and shape of another tensor, and finite unless an overflow is no fault."""
     if tensor.dtype != model.dtype or tensor.shape != model.shape:
         raise TensorError(f"{what}: expected {_describe(model)}, got {_describe(tensor)}")
-    _expect_finite(what, tensor)
+    if not may_overflow:
+        _expect_finite(what, tensor)
 
 
 def expect_vector(what: str, vector: Tensor, elements: int) -> None:
@@ -47,7 +48,7 @@ def expect_targets(targets: dict[str, Tensor], samples: int) -> None:
 
 def _expect_finite(what: str, tensor: Tensor) -> None:
     # The sum is finite if all elements are, unless it overflows; only then each one is looked at.
-    if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
+    if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))) and not bool(torch.isfinite(tensor).all()):
         bad = int((~torch.isfinite(tensor)).sum())
         raise TensorError(f"{what}: {bad} of {tensor.numel()} elements are NaN or infinite")
 

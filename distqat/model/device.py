@@ -11,11 +11,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
+from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
@@ -53,24 +53,45 @@ class DeviceStatistics:
 
 @dataclass(eq=False)
 class _Job:
-    """Work that waits, and where its outcome goes."""
+    """Work that waits, and where its outcome goes. As a context on the thread it takes what the work raises."""
 
     work: Callable[[], Any]
-    outcome: Future[Any] = field(default_factory=Future)
+    outcome: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        """The work begins."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        # Whoever asked raises it; the thread goes on with the next job.
+        self.error = error
+        return True
+
+    def hand_over(self) -> None:
+        """On the event loop: the outcome reaches whoever asked, unless that was cancelled."""
+        if self.outcome.done():
+            return
+        if self.error is not None:
+            self.outcome.set_exception(self.error)
+        else:
+            self.outcome.set_result(self.result)
 
 
 class Device:
     """A compute thread with an inbox. Only `open` makes one that works."""
 
-    def __init__(self, name: str, torch_device: torch.device, executor: ThreadPoolExecutor, inbox: int) -> None:
+    def __init__(self, name: str, torch_device: torch.device, inbox: int) -> None:
         self.name = name
         self.torch_device = torch_device
-        self._executor = executor  # Its one thread runs `_next` once for each job that was put in.
+        self._loop = asyncio.get_running_loop()
         self._room = {priority: asyncio.Semaphore(inbox) for priority in Priority}
         self._lock = threading.Lock()  # Guards everything below; never held while a job runs.
+        self._changed = threading.Condition(self._lock)  # Notified when a job comes, and at the end.
         self._waiting: dict[Priority, deque[_Job]] = {priority: deque() for priority in Priority}
-        self._running: _Job | None = None  # None when idle.
-        self._busy_since: float | None = None  # When `_running` began.
+        self._busy_since: float | None = None  # When the running job began; None when idle.
         self._jobs = 0
         self._busy_seconds = 0.0
         self._longest_seconds = 0.0
@@ -89,14 +110,17 @@ class Device:
         On leaving, jobs that wait are refused, the running one is finished and the thread joined.
         Raises ConfigError for a device that this machine does not have.
         """
-        torch_device = find(name)
-        executor = ThreadPoolExecutor(1, f"device-{name}", initializer=partial(_prepare, torch_device, threads))
-        device = cls(name, torch_device, executor, inbox)
+        device = cls(name, find(name), inbox)
+        ready = _Job(partial(_prepare, device.torch_device, threads), device._loop.create_future())
+        thread = threading.Thread(target=partial(device._work, ready), name=f"device-{name}")
+        thread.start()
         try:
+            with _clock_held():
+                await ready.outcome
             yield device
         finally:
             device._refuse_waiting()
-            await asyncio.to_thread(executor.shutdown)
+            await asyncio.to_thread(thread.join)
 
     async def run(self, work: Callable[[], T], priority: Priority = Priority.OTHER) -> T:
         """Run `work` on the device's thread and return, or raise, what it does.
@@ -105,14 +129,27 @@ class Device:
         outcome is dropped. Raises OverloadedError when the device is closed.
         """
         async with self._room[priority]:
-            job = _Job(work)
+            job = _Job(work, self._loop.create_future())
             self._put(job, priority)
             try:
                 with _clock_held():
-                    outcome: T = await asyncio.wrap_future(job.outcome)
+                    outcome: T = await job.outcome
             finally:
                 self._remove(job, priority)
             return outcome
+
+    def to_end(self, work: Callable[[], T]) -> Callable[[], T]:
+        """The same work, over when the device has done it: a CUDA device is only told what to do, and told the next
+        thing before. To be wrapped around what is measured, or what others wait for."""
+        if self.torch_device.type != "cuda":
+            return work
+
+        def whole() -> T:
+            result = work()
+            torch.cuda.synchronize(self.torch_device)
+            return result
+
+        return whole
 
     def statistics(self) -> DeviceStatistics:
         """A frozen look; may be taken from any thread."""
@@ -121,43 +158,16 @@ class Device:
             return DeviceStatistics(self._jobs, waiting, self._busy_seconds, self._longest_seconds, self._busy_since)
 
     def _put(self, job: _Job, priority: Priority) -> None:
-        # With the lock held the thread cannot finish `_next` before it is known what to do then.
         with self._lock:
             if self._is_closed:
                 raise OverloadedError(f"device {self.name} is closed")
             self._waiting[priority].append(job)
-            self._executor.submit(self._next).add_done_callback(self._done)
+            self._changed.notify()
 
     def _remove(self, job: _Job, priority: Priority) -> None:
         with self._lock:
             if job in self._waiting[priority]:
                 self._waiting[priority].remove(job)
-
-    def _next(self) -> Any:
-        """On the thread: the most urgent job, or nothing where it was cancelled in the meantime."""
-        with self._lock:
-            job = next((queue.popleft() for queue in self._waiting.values() if queue), None)
-            if job is None or not job.outcome.set_running_or_notify_cancel():
-                return None
-            self._running, self._busy_since = job, time.monotonic()
-        return job.work()
-
-    def _done(self, finished: Future[Any]) -> None:
-        """On the thread, right after `_next`: account for the job and hand its outcome on."""
-        with self._lock:
-            job, self._running = self._running, None
-            if job is None or self._busy_since is None:
-                return
-            seconds = time.monotonic() - self._busy_since
-            self._busy_since = None
-            self._jobs += 1
-            self._busy_seconds += seconds
-            self._longest_seconds = max(self._longest_seconds, seconds)
-        error = finished.exception()
-        if error is not None:
-            job.outcome.set_exception(error)
-        else:
-            job.outcome.set_result(finished.result())
 
     def _refuse_waiting(self) -> None:
         with self._lock:
@@ -165,9 +175,47 @@ class Device:
             jobs = [job for queue in self._waiting.values() for job in queue]
             for queue in self._waiting.values():
                 queue.clear()
+            self._changed.notify()
         for job in jobs:
-            if job.outcome.set_running_or_notify_cancel():
-                job.outcome.set_exception(OverloadedError(f"device {self.name} is closed"))
+            job.error = OverloadedError(f"device {self.name} is closed")
+            job.hand_over()
+
+    # On the thread.
+
+    def _work(self, ready: _Job) -> None:
+        with ready:
+            ready.work()
+        self._hand_over(ready)
+        while (job := self._next()) is not None:
+            with job:
+                job.result = job.work()
+            self._account()
+            self._hand_over(job)
+
+    def _hand_over(self, job: _Job) -> None:
+        # The loop outlives this thread: it joins it.
+        self._loop.call_soon_threadsafe(job.hand_over)
+
+    def _next(self) -> _Job | None:
+        """Wait for the most urgent job; None at the end."""
+        with self._lock:
+            while True:
+                job = next((queue.popleft() for queue in self._waiting.values() if queue), None)
+                if job is not None:
+                    self._busy_since = time.monotonic()
+                    return job
+                if self._is_closed:
+                    return None
+                self._changed.wait()
+
+    def _account(self) -> None:
+        with self._lock:
+            assert self._busy_since is not None
+            seconds = time.monotonic() - self._busy_since
+            self._busy_since = None
+            self._jobs += 1
+            self._busy_seconds += seconds
+            self._longest_seconds = max(self._longest_seconds, seconds)
 
 
 def find(name: str) -> torch.device:

@@ -35,8 +35,9 @@ class Dropout(torch.nn.Module):
         if not self.training or self.probability == 0.0:
             return hidden
         keep = 1.0 - self.probability
-        mask = torch.empty(hidden.shape, dtype=hidden.dtype).bernoulli_(keep, generator=self.generator).div_(keep)
-        return hidden * mask.to(hidden.device)
+        # In fp32 whatever comes in, so that 1 / keep is not rounded to the few bits of bf16.
+        mask = torch.empty(hidden.shape).bernoulli_(keep, generator=self.generator).div_(keep)
+        return (hidden * mask.to(hidden.device)).to(hidden.dtype)
 
 
 def dropouts(block: torch.nn.Module) -> list[Dropout]:

@@ -1,61 +1,48 @@
 """One stage: forward, loss in the last stage, backward, and the commit of a step.
 
-Everything here runs on the device's thread. Tensors enter and leave on the CPU. Knows nothing of peers: who sent a
-microbatch and where its output goes is the business of `pipeline`.
+Everything here runs on the device's thread. Tensors may come on the CPU or on the stage's device; what leaves stays on
+the stage's device, detached. Knows nothing of peers: who sent a microbatch and where its output goes is the business of
+`pipeline`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from distqat.config import OptimizerSection
+from distqat.config import OptimizerSection, Precision
 from distqat.errors import ModelError, StaleError, TensorError
 from distqat.ids import MicrobatchId, StageIndex
-from distqat.model import boundary, checks, rng
-from distqat.model.layout import layout_of, named
+from distqat.model import agreement, boundary, checks, gradients
+from distqat.model.layout import named
 from distqat.model.optimizer import build_optimizer
-from distqat.model.zoo import blocks as zoo_blocks
+from distqat.model.rates import learning_rate
+from distqat.model.slice import Slice
+from distqat.model.stash import Stash
+from distqat.model.steps import PendingStep, Steps
+from distqat.model.task import LossResult, Task, score
+from distqat.model.terms import PLAIN, Terms
 from distqat.model.zoo.blocks import StagePlan
 
 CPU = torch.device("cpu")
 
 
-class Task(Protocol):
-    """What the model is to learn; implemented in `data`."""
-
-    @property
-    def name(self) -> str:
-        """Its name, such as "cv"."""
-        ...
-
-    def loss(self, output: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """The sum over samples of each sample's mean loss (a scalar with a graph), and sums of metrics."""
-        ...
-
-
 @dataclass(frozen=True)
-class LossResult:
-    """What the last stage says of a microbatch."""
+class Training:
+    """How a stage trains; the same in all stages but for `recompute`."""
 
-    sums: dict[str, float]
-    """Sums over the microbatch's samples, such as "loss", "correct", "samples"."""
-    gradient: Tensor | None
-    """By the stage's input; None when the stage is also the first, or when it does not train."""
-
-
-@dataclass
-class PendingStep:
-    """Gradients that are accumulated and not committed."""
-
-    step: int
-    microbatches: set[int] = field(default_factory=set)
-    """Indices of the microbatches whose gradients are in."""
+    seed: int
+    optimizer: OptimizerSection
+    precision: Precision = "fp32"
+    warmup: float = 0.0
+    """The part of the run's budget that warms the learning rate up."""
+    recompute: bool = False
+    """Whether a microbatch that waits for its gradient keeps its input only, and computes its forward again then."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +52,9 @@ class StageStatistics:
     version: int
     stashed_microbatches: int
     stashed_bytes: int
+    """Inputs, outputs and what autograd keeps between them; see `model.stash`."""
+    most_stashed_bytes: int
+    """Ever."""
     pending_microbatches: int
 
 
@@ -75,40 +65,41 @@ class Stage:
     Microbatches of another step are refused in between: the commit changes the numbers that they must be computed with.
     """
 
-    def __init__(
-        self, plan: StagePlan, seed: int, optimizer: OptimizerSection, task: Task | None, device: torch.device = CPU
-    ) -> None:
+    def __init__(self, plan: StagePlan, training: Training, task: Task | None, device: torch.device = CPU) -> None:
         if task is None and plan.index == plan.num_stages - 1:
             raise ModelError(f"stage {plan.name} is the last one and needs a task")
         self.plan = plan
         self.index = StageIndex(plan.index)
         self.num_stages = plan.num_stages
         self.name = plan.name
-        self.seed = seed
+        self.training = training
         self.task = task
         self.device = device
-        self.version = 0  # Steps that are committed.
-        self.pending: PendingStep | None = None  # None before the first backward of a step.
-        self.blocks = nn.ModuleList(
-            zoo_blocks.build(spec, seed, plan.model, plan.first_block + number).to(device)
-            for number, spec in enumerate(plan.blocks)
-        )
-        self.layout = layout_of(plan.first_block, self.blocks)
+        # What the last stage multiplies the loss of a step by.
+        self.loss_scale = agreement.first_scale(training.precision).value
+        self._slice = Slice(plan, training.seed, training.precision, device)
+        self.blocks = self._slice.blocks
+        self.layout = self._slice.layout
         self.num_elements = sum(slot.size for slot in self.layout)
         self.num_parameters = sum(slot.size for slot in self.layout if slot.is_parameter)
-        self._dropouts = [rng.dropouts(block) for block in self.blocks]
-        self._parameters = list(self.blocks.parameters())
-        self._buffers = list(self.blocks.buffers())
-        self._optimizer = build_optimizer(optimizer, self._parameters)
-        self._stash: dict[MicrobatchId, tuple[Tensor, Tensor]] = {}  # Input and output that wait for a gradient.
-        self._step: int | None = None  # The step that has begun; None between steps.
-        self._buffers_at_commit: list[Tensor] = []  # Running statistics when that step began.
+        names = [slot.name for slot in self.layout if slot.is_parameter]
+        self.optimizer = build_optimizer(training.optimizer, dict(zip(names, self._slice.parameters, strict=True)))
+        self._stash = Stash(training.recompute, self._slice.held)
+        self._steps = Steps(plan.name)
+        self._buffers_at_commit: list[Tensor] = []  # Running statistics when the step began; empty between steps.
 
     def __repr__(self) -> str:
-        text = f"<Stage {self.name} of {self.num_stages}, version {self.version}"
-        if self.pending is not None:
-            text += f", pending step {self.pending.step} ({len(self.pending.microbatches)} microbatches)"
-        return text + ">"
+        return f"<Stage {self.name} of {self.num_stages}, {self._steps}>"
+
+    @property
+    def version(self) -> int:
+        """Steps that are committed."""
+        return self._steps.version
+
+    @property
+    def pending(self) -> PendingStep | None:
+        """Whose gradients are accumulated; None before the first backward of a step."""
+        return self._steps.pending
 
     @property
     def is_first(self) -> bool:
@@ -121,7 +112,7 @@ class Stage:
         return self.index == self.num_stages - 1
 
     def forward(self, microbatch: MicrobatchId, hidden: Tensor, train: bool = True) -> Tensor:
-        """The stage's output for a microbatch; in training its graph is kept until `backward`.
+        """The stage's output for a microbatch, in the type of `plan.outputs`; in training it waits for `backward` then.
 
         A microbatch that is still stashed is replaced (running statistics then count it twice, so whoever replays a
         step begins with `drop_pending`). The last stage gives its plain output, for evaluation only.
@@ -130,15 +121,12 @@ class Stage:
         """
         checks.expect(f"input of stage {self.name}", hidden, self.plan.inputs)
         if not train:
-            with torch.no_grad():
-                return self._apply(self._entered(hidden), None).to(CPU)
+            return self._evaluate(hidden)
         if self.is_last:
             raise ModelError(f"stage {self.name} is the last one; in training it takes `loss`")
         with self._attempt(microbatch):
-            entered = self._entered(hidden)
-            output = self._apply(entered, microbatch)
-        self._stash[microbatch] = (entered, output)
-        return output.detach().to(CPU)
+            entered = self._slice.enter(hidden)
+            return self._stash.compute(microbatch, entered, partial(self._slice.run, microbatch=microbatch))
 
     def loss(
         self,
@@ -148,11 +136,12 @@ class Stage:
         batch_samples: int,
         train: bool = True,
     ) -> LossResult:
-        """Forward, loss and backward of a microbatch at once, in the last stage.
+        """Forward, loss and backward of a microbatch at once, in the last stage. The loss is computed in fp32.
 
-        The gradient is that of the sum of the samples' losses divided by `batch_samples`, so that the microbatches of a
-        batch together give the gradient of the batch. Raises as `forward`, and TensorError when the targets do not fit
-        or the loss is NaN or infinite; parameters, gradients and running statistics are untouched then.
+        The gradient is that of the sum of the samples' losses divided by `batch_samples` and multiplied by
+        `loss_scale`, so that the microbatches of a batch together give the gradient of the batch. Raises as `forward`,
+        and TensorError when the targets do not fit or the loss is NaN or infinite; parameters, gradients and running
+        statistics are untouched then.
         """
         if self.task is None or not self.is_last:
             raise ModelError(f"stage {self.name} is not the last one; it takes `forward`")
@@ -162,68 +151,78 @@ class Stage:
             raise TensorError(f"a microbatch of {hidden.shape[0]} samples in a batch of {batch_samples}")
         if not train:
             with torch.no_grad():
-                output = self._apply(self._entered(hidden), None)
-                return LossResult(self._score(self.task, output, targets)[1], None)
+                return LossResult(score(self.task, self.name, self._evaluate(hidden), targets)[1], None)
         with self._attempt(microbatch):
-            entered = self._entered(hidden)
-            total, sums = self._score(self.task, self._apply(entered, microbatch), targets)
-        torch.autograd.backward(total / batch_samples)
-        self._add_pending(microbatch)
-        return LossResult(sums, None if entered.grad is None else entered.grad.to(CPU))
+            entered = self._slice.enter(hidden)
+            total, sums = score(self.task, self.name, self._slice.run(entered, microbatch), targets)
+        torch.autograd.backward(total / batch_samples * self.loss_scale)
+        self._steps.count(microbatch)
+        return LossResult(sums, entered.grad)
 
     def backward(self, microbatch: MicrobatchId, gradient: Tensor) -> Tensor | None:
         """Accumulate the gradients of a microbatch; returns the gradient by the stage's input (None in stage 0).
 
         Raises StaleError for a microbatch that has no forward here, TensorError for a gradient that does not fit the
-        output; the microbatch can still be given its gradient then.
+        output; the microbatch can still be given its gradient then. In fp16 NaN and infinity fit: they skip the step.
         """
-        stashed = self._stash.get(microbatch)
-        if stashed is None:
+        kept = self._stash.find(microbatch)
+        if kept is None:
             raise StaleError(
                 f"stage {self.name} has no forward of microbatch {microbatch.index} of step {microbatch.step}"
             )
-        entered, output = stashed
-        checks.expect_like(f"gradient for stage {self.name}", gradient, output)
-        del self._stash[microbatch]
-        torch.autograd.backward(output, boundary.canonical(gradient.to(self.device)))
-        self._add_pending(microbatch)
-        return None if entered.grad is None else entered.grad.to(CPU)
+        may_overflow = self._slice.overflow is not None
+        checks.expect_like(f"gradient for stage {self.name}", gradient, kept.model, may_overflow)
+        self._stash.drop(microbatch)
+        gradient = boundary.canonical(gradient.to(self.device))
+        if kept.output is not None:
+            torch.autograd.backward(kept.output, gradient)
+        else:
+            self._slice.run_again(kept.entered, microbatch, gradient)
+        self._steps.count(microbatch)
+        return kept.entered.grad
 
-    def commit(self, step: int) -> bool:
-        """Apply the pending gradients of exactly that step; it becomes the stage's version.
+    def square_norms(self, step: int) -> tuple[float, ...]:
+        """Squared norms of the gradients of that step, an fp64 for each block of the stage; infinite after an overflow.
 
-        Returns False, and does nothing, when that step is committed already. Raises StaleError when another step or
-        none is pending, or when a microbatch of the step still waits for its gradient.
+        They are still multiplied by the loss scale. Raises StaleError unless all gradients of the step are in.
+        """
+        self._steps.expect_complete(step, len(self._stash), "has no norms of")
+        return gradients.square_norms(list(self.blocks), self._slice.overflowed())
+
+    def commit(self, step: int, terms: Terms = PLAIN) -> bool:
+        """Apply the pending gradients of exactly that step, on these terms; it becomes the stage's version.
+
+        A step that the terms skip leaves parameters and optimizer alone. Running statistics keep what its forwards did,
+        as they do in one process, unless they are not finite any more. Returns False, and does nothing, when that step
+        is committed already. Raises StaleError when another step or none is pending, or when a microbatch of the step
+        still waits for its gradient.
         """
         if step == self.version:
             return False
-        refused = f"stage {self.name} at version {self.version} cannot commit step {step}"
-        if self.pending is None:
-            raise StaleError(f"{refused}: nothing is pending")
-        if self.pending.step != step:
-            raise StaleError(f"{refused}: step {self.pending.step} is pending")
-        if self._stash:
-            raise StaleError(f"{refused}: {len(self._stash)} microbatches have no gradient yet")
-        self._optimizer.step()
-        self.version = step
+        self._steps.expect_complete(step, len(self._stash), "cannot commit")
+        if terms.is_skipped:
+            self._slice.mend_buffers(self._buffers_at_commit)
+        else:
+            gradients.multiply(self._slice.parameters, terms.factor)
+            self.optimizer.step(learning_rate(self.training.optimizer, terms.progress, self.training.warmup))
+        self._steps.version = step
         self._end()
         return True
 
     def drop_pending(self) -> None:
         """Forget the step that has begun: its gradients, its stash, and what it did to running statistics."""
-        if self._step is not None:
-            self._put_buffers(self._buffers_at_commit)
+        if self._steps.begun is not None:
+            self._slice.put_buffers(self._buffers_at_commit)
         self._end()
 
     def adopt_version(self, step: int) -> None:
         """The parameters that were loaded are those after this step; drops what is pending."""
         self.drop_pending()
-        self.version = step
+        self._steps.version = step
 
     def flatten(self) -> Tensor:
         """A new fp32 vector on the CPU of `num_elements`: parameters in the model's order, then running statistics."""
-        parts = [tensor.detach().reshape(-1).to(CPU, torch.float32) for tensor in (*self._parameters, *self._buffers)]
-        return torch.cat(parts)
+        return torch.cat([tensor.detach().reshape(-1).to(CPU, torch.float32) for tensor in self._tensors])
 
     def named_tensors(self) -> dict[str, Tensor]:
         """What `flatten` gives, as tensors by their names in the uncut model, such as `blocks.3.attention.weight`."""
@@ -233,90 +232,43 @@ class Stage:
         """Take over what `flatten` gave, here or elsewhere. Raises TensorError; nothing is changed then."""
         checks.expect_vector(f"state of stage {self.name}", vector, self.num_elements)
         with torch.no_grad():
-            for tensor, slot in zip((*self._parameters, *self._buffers), self.layout, strict=True):
+            for tensor, slot in zip(self._tensors, self.layout, strict=True):
                 tensor.copy_(vector[slot.offset : slot.offset + slot.size].view(slot.shape))
-        if self._step is not None:
-            self._buffers_at_commit = self._copy_buffers()
+        self._slice.forget_casts()
+        if self._steps.begun is not None:
+            self._buffers_at_commit = self._slice.copy_buffers()
 
     def statistics(self) -> StageStatistics:
         """A frozen look at what is held."""
-        held = sum(tensor.nbytes for pair in self._stash.values() for tensor in pair)
-        pending = len(self.pending.microbatches) if self.pending else 0
-        return StageStatistics(self.version, len(self._stash), held, pending)
+        stash, pending = self._stash, len(self.pending.microbatches) if self.pending else 0
+        return StageStatistics(self.version, len(stash), stash.nbytes, stash.most_nbytes, pending)
 
-    def _check_step(self, microbatch: MicrobatchId) -> None:
-        """A step's microbatches are all computed with the numbers of the same version, each once."""
-        if microbatch.step <= self.version:
-            raise StaleError(f"stage {self.name} has committed step {self.version}; step {microbatch.step} is over")
-        if self._step is not None and microbatch.step != self._step:
-            raise StaleError(
-                f"stage {self.name} is at step {self._step}, which is neither committed nor dropped; "
-                f"microbatch {microbatch.index} of step {microbatch.step} has to wait"
-            )
-        if self.pending is not None and microbatch.index in self.pending.microbatches:
-            raise StaleError(
-                f"stage {self.name} has counted microbatch {microbatch.index} of step {microbatch.step} already"
-            )
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [*self._slice.parameters, *self._slice.buffers]
 
     @contextmanager
     def _attempt(self, microbatch: MicrobatchId) -> Iterator[None]:
         """A forward in training: it begins its step when it succeeds, and leaves no trace when it fails."""
-        self._check_step(microbatch)
-        before = self._copy_buffers()
+        self._steps.admit(microbatch)
+        before = self._slice.copy_buffers()
         is_done = False
         try:
             yield
             is_done = True
         finally:
             if not is_done:
-                self._put_buffers(before)
-        if self._step is None:
-            self._step, self._buffers_at_commit = microbatch.step, before
+                self._slice.put_buffers(before)
+        if self._steps.begun is None:
+            self._steps.begun, self._buffers_at_commit = microbatch.step, before
 
     def _end(self) -> None:
-        self._step, self._buffers_at_commit, self.pending = None, [], None
+        self._steps.end()
+        self._buffers_at_commit = []
         self._stash.clear()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._slice.end_step()
+        gradients.clear(self._slice.parameters)
 
-    def _add_pending(self, microbatch: MicrobatchId) -> None:
-        if self.pending is None:
-            self.pending = PendingStep(microbatch.step)
-        self.pending.microbatches.add(microbatch.index)
-
-    def _entered(self, hidden: Tensor) -> Tensor:
-        """The input as a leaf of the stage's own graph."""
-        return boundary.canonical(hidden.detach().to(self.device)).requires_grad_(not self.is_first)
-
-    def _apply(self, hidden: Tensor, microbatch: MicrobatchId | None) -> Tensor:
-        """Through the blocks; a microbatch means training, None evaluation."""
-        self._set_training(microbatch is not None)
-        for number, block in enumerate(self.blocks):
-            if microbatch is not None and self._dropouts[number]:
-                path = ("dropout", microbatch.step, microbatch.index, self.plan.first_block + number)
-                rng.seed_dropouts(self._dropouts[number], self.seed, *path)
-            try:
-                hidden = boundary.cross(block(hidden))
-            except ValueError as error:
-                raise TensorError(f"stage {self.name} cannot compute this microbatch: {error}") from None
-        return hidden
-
-    def _set_training(self, train: bool) -> None:
-        if self.blocks.training != train:
-            self.blocks.train(train)
-
-    def _score(self, task: Task, output: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        placed = {name: target.to(self.device) for name, target in targets.items()}
-        try:
-            total, sums = task.loss(output, placed)
-        except (KeyError, IndexError, ValueError) as error:
-            raise TensorError(f"the targets do not fit task {task.name}: {error}") from None
-        if not bool(torch.isfinite(total)):
-            raise TensorError(f"the loss in stage {self.name} is {float(total.detach())}; the microbatch is refused")
-        return total, sums
-
-    def _copy_buffers(self) -> list[Tensor]:
-        return [buffer.clone() for buffer in self._buffers]
-
-    def _put_buffers(self, values: Sequence[Tensor]) -> None:
-        for buffer, value in zip(self._buffers, values, strict=True):
-            buffer.copy_(value)
+    def _evaluate(self, hidden: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._slice.run(self._slice.enter(hidden), None)

@@ -81,14 +81,17 @@ class TensorHeader(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What the tensor is: "hidden", "gradient", the name of a target, of a parameter."""
     dtype: _builtins.str
     """Element type after decoding, in torch's words: "float32", "int64"."""
     codec: _builtins.str
-    """Codec that encoded the bytes: "none"."""
+    """Codec that encoded the bytes: "none", "int8"."""
     bytes: _builtins.int
-    """Number of encoded bytes that belong to this tensor."""
+    """Number of bytes of the payload that belong to this tensor."""
+    raw: _builtins.int
+    """Bytes that the codec made, if zstd came after it; 0: they are in the payload as they are."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shape after decoding."""
@@ -101,10 +104,11 @@ class TensorHeader(_message.Message):
         shape: _abc.Iterable[_builtins.int] | None = ...,
         codec: _builtins.str = ...,
         bytes: _builtins.int = ...,
+        raw: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "codec", b"codec", "dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "codec", b"codec", "dtype", b"dtype", "name", b"name", "raw", b"raw", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -278,6 +278,7 @@ class ExpertStatus(_message.Message):
     RECEIPTS_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
     seated: _builtins.bool
     """True while it holds a stage."""
     stage: _builtins.int
@@ -304,6 +305,10 @@ class ExpertStatus(_message.Message):
     def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Receipt]:
         """The last rounds, oldest first."""
 
+    @_builtins.property
+    def times(self) -> Global___StepTimes:
+        """Where the time of the last steps on its present pipeline went; absent before the first."""
+
     def __init__(
         self,
         *,
@@ -319,14 +324,101 @@ class ExpertStatus(_message.Message):
         receipts: _abc.Iterable[Global___Receipt] | None = ...,
         ready: _builtins.bool = ...,
         pinned: _builtins.bool = ...,
+        times: Global___StepTimes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "parameters", b"parameters", "pinned", b"pinned", "pipeline", b"pipeline", "ready", b"ready", "receipts", b"receipts", "round", b"round", "samples_per_second", b"samples_per_second", "seated", b"seated", "stage", b"stage", "stage_name", b"stage_name", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "parameters", b"parameters", "pinned", b"pinned", "pipeline", b"pipeline", "ready", b"ready", "receipts", b"receipts", "round", b"round", "samples_per_second", b"samples_per_second", "seated", b"seated", "stage", b"stage", "stage_name", b"stage_name", "step", b"step", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExpertStatus: _TypeAlias = ExpertStatus  # noqa: Y015
+
+@_typing.final
+class StepTimes(_message.Message):
+    """Where the time of the last steps went. Codec and wire work goes on while the device computes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: _builtins.int
+    COMPUTE_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    WIRE_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """Seconds of these steps; compute, round and wait add up to it."""
+    compute: _builtins.float
+    """The device computed."""
+    round: _builtins.float
+    """The stage was in an outer round."""
+    wait: _builtins.float
+    """The device was idle."""
+    codec: _builtins.float
+    """Tensors were encoded and decoded."""
+    wire: _builtins.float
+    """Messages were sent and came in."""
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkStatus]:
+        """The links to its neighbours, each in the direction in which this peer sends."""
+
+    def __init__(
+        self,
+        *,
+        seconds: _builtins.float = ...,
+        compute: _builtins.float = ...,
+        round: _builtins.float = ...,
+        wait: _builtins.float = ...,
+        codec: _builtins.float = ...,
+        wire: _builtins.float = ...,
+        links: _abc.Iterable[Global___LinkStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "compute", b"compute", "links", b"links", "round", b"round", "seconds", b"seconds", "wait", b"wait", "wire", b"wire"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepTimes: _TypeAlias = StepTimes  # noqa: Y015
+
+@_typing.final
+class LinkStatus(_message.Message):
+    """One direction of one hop, as its sender knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAY_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    COMPRESSED_FIELD_NUMBER: _builtins.int
+    way: _builtins.str
+    """"down": activations to the next stage; "up": gradients to the stage before."""
+    bytes: _builtins.int
+    """Encoded bytes of these steps."""
+    raw: _builtins.int
+    """The same tensors before the codec."""
+    rate: _builtins.float
+    """Estimated bytes a second; zero while unknown."""
+    compressed: _builtins.bool
+    """True while payloads are compressed after the codec."""
+    def __init__(
+        self,
+        *,
+        way: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        raw: _builtins.int = ...,
+        rate: _builtins.float = ...,
+        compressed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "compressed", b"compressed", "rate", b"rate", "raw", b"raw", "way", b"way"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkStatus: _TypeAlias = LinkStatus  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):
@@ -395,6 +487,8 @@ class PipelineStatus(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     LOSSES_FIELD_NUMBER: _builtins.int
+    MICROBATCHES_FIELD_NUMBER: _builtins.int
+    MICROBATCH_SECONDS_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Its id."""
     epoch: _builtins.int
@@ -413,6 +507,10 @@ class PipelineStatus(_message.Message):
     """Metric of the last evaluation, NaN before the first."""
     replayed: _builtins.int
     """Steps replayed after a broken route."""
+    microbatches: _builtins.int
+    """Microbatches that make its steps now; zero: not known here."""
+    microbatch_seconds: _builtins.float
+    """Seconds for each of them, median of the last steps, without rounds; zero: not measured yet."""
     @_builtins.property
     def route(self) -> _containers.RepeatedCompositeFieldContainer[_pipeline_pb2.Seat]:
         """The experts, stage 0 first."""
@@ -435,10 +533,12 @@ class PipelineStatus(_message.Message):
         evaluation: _builtins.float = ...,
         replayed: _builtins.int = ...,
         losses: _abc.Iterable[_builtins.float] | None = ...,
+        microbatches: _builtins.int = ...,
+        microbatch_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "evaluation", b"evaluation", "loss", b"loss", "losses", b"losses", "phase", b"phase", "pipeline", b"pipeline", "reason", b"reason", "replayed", b"replayed", "route", b"route", "samples_per_second", b"samples_per_second", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "evaluation", b"evaluation", "loss", b"loss", "losses", b"losses", "microbatch_seconds", b"microbatch_seconds", "microbatches", b"microbatches", "phase", b"phase", "pipeline", b"pipeline", "reason", b"reason", "replayed", b"replayed", "route", b"route", "samples_per_second", b"samples_per_second", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -675,7 +775,7 @@ class Metric(_message.Message):
     serial: _builtins.int
     """Grows by one with each line."""
     kind: _builtins.str
-    """"step", "round", "evaluation", "traffic"."""
+    """"step", "hop", "round", "evaluation", "traffic"."""
     time: _builtins.float
     """Unix time of the daemon's clock, for people; never compared between peers."""
     @_builtins.property
@@ -726,6 +826,226 @@ class MetricsReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MetricsReply: _TypeAlias = MetricsReply  # noqa: Y015
+
+@_typing.final
+class TraceRequest(_message.Message):
+    """Asks for the spans of some steps of a pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """Id of the pipeline."""
+    first: _builtins.int
+    """First step, counted from 1."""
+    last: _builtins.int
+    """Last step."""
+    most: _builtins.int
+    """Spans that are wanted at most; zero: only the clock, and which steps there are."""
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+        most: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last", "most", b"most", "pipeline", b"pipeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceRequest: _TypeAlias = TraceRequest  # noqa: Y015
+
+@_typing.final
+class TraceReply(_message.Message):
+    """What a daemon knows of these steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOCK_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    clock: _builtins.float
+    """Its monotonic clock when it read the request, in seconds; every time below is of this clock."""
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTrace]:
+        """Its parts in the pipeline, the trainer's first."""
+
+    def __init__(
+        self,
+        *,
+        clock: _builtins.float = ...,
+        stages: _abc.Iterable[Global___StageTrace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "stages", b"stages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceReply: _TypeAlias = TraceReply  # noqa: Y015
+
+@_typing.final
+class StageTrace(_message.Message):
+    """One part in a pipeline: that of a stage, or of the trainer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    OLDEST_FIELD_NUMBER: _builtins.int
+    NEWEST_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the stage, or "trainer"."""
+    stage: _builtins.int
+    """Index of the stage; -1: the trainer."""
+    oldest: _builtins.int
+    """Oldest committed step of which spans are kept; zero: none."""
+    newest: _builtins.int
+    """Newest committed step."""
+    left_out: _builtins.int
+    """Spans of these steps that are not here: there were too many, or they are forgotten."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepTrace]:
+        """The steps asked for that are committed here."""
+
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TraceSpan]:
+        """Their spans, in the order of their beginning."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        stage: _builtins.int = ...,
+        oldest: _builtins.int = ...,
+        newest: _builtins.int = ...,
+        steps: _abc.Iterable[Global___StepTrace] | None = ...,
+        spans: _abc.Iterable[Global___TraceSpan] | None = ...,
+        left_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_out", b"left_out", "name", b"name", "newest", b"newest", "oldest", b"oldest", "spans", b"spans", "stage", b"stage", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageTrace: _TypeAlias = StageTrace  # noqa: Y015
+
+@_typing.final
+class StepTrace(_message.Message):
+    """Where the time of one step went, in seconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    COMPUTE_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    WIRE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The step."""
+    begin: _builtins.float
+    """When it began to count: the commit of the step before, or the opening of the route."""
+    end: _builtins.float
+    """When it was committed here."""
+    compute: _builtins.float
+    """The device computed."""
+    round: _builtins.float
+    """The stage was in an outer round."""
+    wait: _builtins.float
+    """The device was idle."""
+    codec: _builtins.float
+    """Tensors were encoded and decoded."""
+    wire: _builtins.float
+    """Messages were sent and came in."""
+    bytes: _builtins.int
+    """Encoded bytes that were sent."""
+    raw: _builtins.int
+    """The same tensors before the codec."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        begin: _builtins.float = ...,
+        end: _builtins.float = ...,
+        compute: _builtins.float = ...,
+        round: _builtins.float = ...,
+        wait: _builtins.float = ...,
+        codec: _builtins.float = ...,
+        wire: _builtins.float = ...,
+        bytes: _builtins.int = ...,
+        raw: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "bytes", b"bytes", "codec", b"codec", "compute", b"compute", "end", b"end", "raw", b"raw", "round", b"round", "step", b"step", "wait", b"wait", "wire", b"wire"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepTrace: _TypeAlias = StepTrace  # noqa: Y015
+
+@_typing.final
+class TraceSpan(_message.Message):
+    """One thing that happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    MICROBATCH_FIELD_NUMBER: _builtins.int
+    WAY_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"forward", "backward", "loss", "commit", "round", "encode", "decode", "send", "receive"."""
+    begin: _builtins.float
+    """Seconds of the peer's clock."""
+    end: _builtins.float
+    """Seconds of the peer's clock."""
+    step: _builtins.int
+    """Step to which it belongs; zero: to an evaluation or an outer round between two steps."""
+    microbatch: _builtins.int
+    """Index of the microbatch."""
+    way: _builtins.str
+    """"down" or "up" for codec and wire."""
+    bytes: _builtins.int
+    """Encoded bytes."""
+    raw: _builtins.int
+    """The same tensors before the codec."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        begin: _builtins.float = ...,
+        end: _builtins.float = ...,
+        step: _builtins.int = ...,
+        microbatch: _builtins.int = ...,
+        way: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        raw: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "bytes", b"bytes", "end", b"end", "kind", b"kind", "microbatch", b"microbatch", "raw", b"raw", "step", b"step", "way", b"way"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceSpan: _TypeAlias = TraceSpan  # noqa: Y015
 
 @_typing.final
 class RoleRequest(_message.Message):

@@ -483,6 +483,7 @@ class TrainerRecord(_message.Message):
     PIPELINES_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PACES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Steps committed, all its pipelines together."""
     reason: _builtins.str
@@ -495,6 +496,10 @@ class TrainerRecord(_message.Message):
     def pipelines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Pipelines that it drives."""
 
+    @_builtins.property
+    def paces(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pace]:
+        """How fast its pipelines are, as far as it is measured."""
+
     def __init__(
         self,
         *,
@@ -502,14 +507,45 @@ class TrainerRecord(_message.Message):
         pipelines: _abc.Iterable[_builtins.str] | None = ...,
         step: _builtins.int = ...,
         reason: _builtins.str = ...,
+        paces: _abc.Iterable[Global___Pace] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "pipelines", b"pipelines", "reason", b"reason", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "paces", b"paces", "pipelines", b"pipelines", "reason", b"reason", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainerRecord: _TypeAlias = TrainerRecord  # noqa: Y015
+
+@_typing.final
+class Pace(_message.Message):
+    """How fast a pipeline is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    MICROBATCHES_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """The pipeline."""
+    seconds: _builtins.float
+    """Seconds for each microbatch of a step, without rounds; above zero."""
+    microbatches: _builtins.int
+    """Microbatches that make its steps now."""
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+        microbatches: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["microbatches", b"microbatches", "pipeline", b"pipeline", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pace: _TypeAlias = Pace  # noqa: Y015
 
 @_typing.final
 class ClientRecord(_message.Message):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from distqat.pb import common_pb2 as distqat_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64istqat/pb/pipeline.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"B\n\x08HopFrame\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.distqat.v1.HopHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xe3\x03\n\tHopHeader\x12 \n\x04open\x18\x01 \x01(\x0b\x32\x10.distqat.v1.OpenH\x00\x12$\n\x06opened\x18\x02 \x01(\x0b\x32\x12.distqat.v1.OpenedH\x00\x12,\n\nmicrobatch\x18\x03 \x01(\x0b\x32\x16.distqat.v1.MicrobatchH\x00\x12(\n\x08gradient\x18\x04 \x01(\x0b\x32\x14.distqat.v1.GradientH\x00\x12&\n\x07outcome\x18\x05 \x01(\x0b\x32\x13.distqat.v1.OutcomeH\x00\x12$\n\x06\x63ommit\x18\x06 \x01(\x0b\x32\x12.distqat.v1.CommitH\x00\x12*\n\tcommitted\x18\x07 \x01(\x0b\x32\x15.distqat.v1.CommittedH\x00\x12$\n\x06settle\x18\x08 \x01(\x0b\x32\x12.distqat.v1.SettleH\x00\x12&\n\x07settled\x18\t \x01(\x0b\x32\x13.distqat.v1.SettledH\x00\x12\"\n\x05\x66\x61ult\x18\n \x01(\x0b\x32\x11.distqat.v1.FaultH\x00\x12 \n\x04\x62usy\x18\x0b \x01(\x0b\x32\x10.distqat.v1.BusyH\x00\x12 \n\x05\x63hunk\x18\x0f \x01(\x0b\x32\x11.distqat.v1.ChunkB\x06\n\x04kind\"K\n\x04Seat\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\r\n\x05stage\x18\x03 \x01(\r\"w\n\x04Open\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x1f\n\x05seats\x18\x05 \x03(\x0b\x32\x10.distqat.v1.Seat\"\x16\n\x06Opened\x12\x0c\n\x04step\x18\x01 \x01(\x04\"\x9a\x01\n\nMicrobatch\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x15\n\rbatch_samples\x18\x04 \x01(\r\x12\r\n\x05train\x18\x05 \x01(\x08\x12\x0f\n\x07samples\x18\x06 \x01(\r\x12)\n\x07tensors\x18\x07 \x03(\x0b\x32\x18.distqat.v1.TensorHeader\"R\n\x08Gradient\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12)\n\x07tensors\x18\x03 \x03(\x0b\x32\x18.distqat.v1.TensorHeader\"\x8f\x01\n\x07Outcome\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05train\x18\x03 \x01(\x08\x12+\n\x04sums\x18\x04 \x03(\x0b\x32\x1d.distqat.v1.Outcome.SumsEntry\x1a+\n\tSumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\'\n\x06\x43ommit\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07samples\x18\x02 \x01(\r\"\x19\n\tCommitted\x12\x0c\n\x04step\x18\x01 \x01(\x04\"\x18\n\x06Settle\x12\x0e\n\x06serial\x18\x01 \x01(\x04\"\x15\n\x04\x42usy\x12\r\n\x05stage\x18\x01 \x01(\r\"\x19\n\x07Settled\x12\x0e\n\x06serial\x18\x01 \x01(\x04\x32\x41\n\x08Pipeline\x12\x35\n\x03Hop\x12\x14.distqat.v1.HopFrame\x1a\x14.distqat.v1.HopFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64istqat/pb/pipeline.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"B\n\x08HopFrame\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.distqat.v1.HopHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xa7\x04\n\tHopHeader\x12 \n\x04open\x18\x01 \x01(\x0b\x32\x10.distqat.v1.OpenH\x00\x12$\n\x06opened\x18\x02 \x01(\x0b\x32\x12.distqat.v1.OpenedH\x00\x12,\n\nmicrobatch\x18\x03 \x01(\x0b\x32\x16.distqat.v1.MicrobatchH\x00\x12(\n\x08gradient\x18\x04 \x01(\x0b\x32\x14.distqat.v1.GradientH\x00\x12&\n\x07outcome\x18\x05 \x01(\x0b\x32\x13.distqat.v1.OutcomeH\x00\x12$\n\x06\x63ommit\x18\x06 \x01(\x0b\x32\x12.distqat.v1.CommitH\x00\x12*\n\tcommitted\x18\x07 \x01(\x0b\x32\x15.distqat.v1.CommittedH\x00\x12$\n\x06settle\x18\x08 \x01(\x0b\x32\x12.distqat.v1.SettleH\x00\x12&\n\x07settled\x18\t \x01(\x0b\x32\x13.distqat.v1.SettledH\x00\x12\"\n\x05\x66\x61ult\x18\n \x01(\x0b\x32\x11.distqat.v1.FaultH\x00\x12 \n\x04\x62usy\x18\x0b \x01(\x0b\x32\x10.distqat.v1.BusyH\x00\x12 \n\x04ping\x18\x0c \x01(\x0b\x32\x10.distqat.v1.PingH\x00\x12 \n\x04pong\x18\r \x01(\x0b\x32\x10.distqat.v1.PongH\x00\x12 \n\x05\x63hunk\x18\x0f \x01(\x0b\x32\x11.distqat.v1.ChunkB\x06\n\x04kind\"K\n\x04Seat\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\r\n\x05stage\x18\x03 \x01(\r\"3\n\tHopCodecs\x12\x13\n\x0b\x61\x63tivations\x18\x01 \x01(\t\x12\x11\n\tgradients\x18\x02 \x01(\t\"*\n\tLossScale\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0e\n\x06streak\x18\x02 \x01(\r\"?\n\x07Verdict\x12\x0e\n\x06\x66\x61\x63tor\x18\x01 \x01(\x01\x12$\n\x05scale\x18\x02 \x01(\x0b\x32\x15.distqat.v1.LossScale\"\xd4\x01\n\x04Open\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x1f\n\x05seats\x18\x05 \x03(\x0b\x32\x10.distqat.v1.Seat\x12\x0e\n\x06sender\x18\x06 \x01(\t\x12%\n\x06\x63odecs\x18\x07 \x01(\x0b\x32\x15.distqat.v1.HopCodecs\x12$\n\x07verdict\x18\x08 \x01(\x0b\x32\x13.distqat.v1.Verdict\"<\n\x06Opened\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12$\n\x07verdict\x18\x02 \x01(\x0b\x32\x13.distqat.v1.Verdict\"\xac\x01\n\nMicrobatch\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x15\n\rbatch_samples\x18\x04 \x01(\r\x12\r\n\x05train\x18\x05 \x01(\x08\x12\x0f\n\x07samples\x18\x06 \x01(\r\x12)\n\x07tensors\x18\x07 \x03(\x0b\x32\x18.distqat.v1.TensorHeader\x12\x10\n\x08progress\x18\x08 \x01(\x01\"h\n\x08Gradient\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12)\n\x07tensors\x18\x03 \x03(\x0b\x32\x18.distqat.v1.TensorHeader\x12\x14\n\x0csquare_norms\x18\x04 \x03(\x01\"\x8f\x01\n\x07Outcome\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05train\x18\x03 \x01(\x08\x12+\n\x04sums\x18\x04 \x03(\x0b\x32\x1d.distqat.v1.Outcome.SumsEntry\x1a+\n\tSumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"M\n\x06\x43ommit\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07samples\x18\x02 \x01(\r\x12$\n\x07verdict\x18\x03 \x01(\x0b\x32\x13.distqat.v1.Verdict\"P\n\tCommitted\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12$\n\x07verdict\x18\x02 \x01(\x0b\x32\x13.distqat.v1.Verdict\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x18\n\x06Settle\x12\x0e\n\x06serial\x18\x01 \x01(\x04\"\x15\n\x04\x42usy\x12\r\n\x05stage\x18\x01 \x01(\r\"\x19\n\x07Settled\x12\x0e\n\x06serial\x18\x01 \x01(\x04\"\'\n\x04Ping\x12\x0e\n\x06serial\x18\x01 \x01(\x04\x12\x0f\n\x07slowest\x18\x02 \x01(\x01\"N\n\x04Pong\x12\x0e\n\x06serial\x18\x01 \x01(\x04\x12\x0f\n\x07slowest\x18\x02 \x01(\x01\x12\x10\n\x08handling\x18\x03 \x01(\x01\x12\x13\n\x0bround_trips\x18\x04 \x03(\x01\x32\x41\n\x08Pipeline\x12\x35\n\x03Hop\x12\x14.distqat.v1.HopFrame\x1a\x14.distqat.v1.HopFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,31 +37,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HOPFRAME']._serialized_start=66
   _globals['_HOPFRAME']._serialized_end=132
   _globals['_HOPHEADER']._serialized_start=135
-  _globals['_HOPHEADER']._serialized_end=618
-  _globals['_SEAT']._serialized_start=620
-  _globals['_SEAT']._serialized_end=695
-  _globals['_OPEN']._serialized_start=697
-  _globals['_OPEN']._serialized_end=816
-  _globals['_OPENED']._serialized_start=818
-  _globals['_OPENED']._serialized_end=840
-  _globals['_MICROBATCH']._serialized_start=843
-  _globals['_MICROBATCH']._serialized_end=997
-  _globals['_GRADIENT']._serialized_start=999
-  _globals['_GRADIENT']._serialized_end=1081
-  _globals['_OUTCOME']._serialized_start=1084
-  _globals['_OUTCOME']._serialized_end=1227
-  _globals['_OUTCOME_SUMSENTRY']._serialized_start=1184
-  _globals['_OUTCOME_SUMSENTRY']._serialized_end=1227
-  _globals['_COMMIT']._serialized_start=1229
-  _globals['_COMMIT']._serialized_end=1268
-  _globals['_COMMITTED']._serialized_start=1270
-  _globals['_COMMITTED']._serialized_end=1295
-  _globals['_SETTLE']._serialized_start=1297
-  _globals['_SETTLE']._serialized_end=1321
-  _globals['_BUSY']._serialized_start=1323
-  _globals['_BUSY']._serialized_end=1344
-  _globals['_SETTLED']._serialized_start=1346
-  _globals['_SETTLED']._serialized_end=1371
-  _globals['_PIPELINE']._serialized_start=1373
-  _globals['_PIPELINE']._serialized_end=1438
+  _globals['_HOPHEADER']._serialized_end=686
+  _globals['_SEAT']._serialized_start=688
+  _globals['_SEAT']._serialized_end=763
+  _globals['_HOPCODECS']._serialized_start=765
+  _globals['_HOPCODECS']._serialized_end=816
+  _globals['_LOSSSCALE']._serialized_start=818
+  _globals['_LOSSSCALE']._serialized_end=860
+  _globals['_VERDICT']._serialized_start=862
+  _globals['_VERDICT']._serialized_end=925
+  _globals['_OPEN']._serialized_start=928
+  _globals['_OPEN']._serialized_end=1140
+  _globals['_OPENED']._serialized_start=1142
+  _globals['_OPENED']._serialized_end=1202
+  _globals['_MICROBATCH']._serialized_start=1205
+  _globals['_MICROBATCH']._serialized_end=1377
+  _globals['_GRADIENT']._serialized_start=1379
+  _globals['_GRADIENT']._serialized_end=1483
+  _globals['_OUTCOME']._serialized_start=1486
+  _globals['_OUTCOME']._serialized_end=1629
+  _globals['_OUTCOME_SUMSENTRY']._serialized_start=1586
+  _globals['_OUTCOME_SUMSENTRY']._serialized_end=1629
+  _globals['_COMMIT']._serialized_start=1631
+  _globals['_COMMIT']._serialized_end=1708
+  _globals['_COMMITTED']._serialized_start=1710
+  _globals['_COMMITTED']._serialized_end=1790
+  _globals['_SETTLE']._serialized_start=1792
+  _globals['_SETTLE']._serialized_end=1816
+  _globals['_BUSY']._serialized_start=1818
+  _globals['_BUSY']._serialized_end=1839
+  _globals['_SETTLED']._serialized_start=1841
+  _globals['_SETTLED']._serialized_end=1866
+  _globals['_PING']._serialized_start=1868
+  _globals['_PING']._serialized_end=1907
+  _globals['_PONG']._serialized_start=1909
+  _globals['_PONG']._serialized_end=1987
+  _globals['_PIPELINE']._serialized_start=1989
+  _globals['_PIPELINE']._serialized_end=2054
 # @@protoc_insertion_point(module_scope)

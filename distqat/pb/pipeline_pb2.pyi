@@ -64,6 +64,8 @@ class HopHeader(_message.Message):
     SETTLED_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
     BUSY_FIELD_NUMBER: _builtins.int
+    PING_FIELD_NUMBER: _builtins.int
+    PONG_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___Open:
@@ -107,7 +109,15 @@ class HopHeader(_message.Message):
 
     @_builtins.property
     def busy(self) -> Global___Busy:
-        """Up: no answer yet, but a stage from here down is at work on an outer round."""
+        """Up: no answer yet, but a stage from here down is at work."""
+
+    @_builtins.property
+    def ping(self) -> Global___Ping:
+        """Down: how long is the way?"""
+
+    @_builtins.property
+    def pong(self) -> Global___Pong:
+        """Up: so long; answered at once."""
 
     @_builtins.property
     def chunk(self) -> _common_pb2.Chunk:
@@ -127,13 +137,15 @@ class HopHeader(_message.Message):
         settled: Global___Settled | None = ...,
         fault: _common_pb2.Fault | None = ...,
         busy: Global___Busy | None = ...,
+        ping: Global___Ping | None = ...,
+        pong: Global___Pong | None = ...,
         chunk: _common_pb2.Chunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "chunk", b"chunk", "commit", b"commit", "committed", b"committed", "fault", b"fault", "gradient", b"gradient", "kind", b"kind", "microbatch", b"microbatch", "open", b"open", "opened", b"opened", "outcome", b"outcome", "settle", b"settle", "settled", b"settled"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "chunk", b"chunk", "commit", b"commit", "committed", b"committed", "fault", b"fault", "gradient", b"gradient", "kind", b"kind", "microbatch", b"microbatch", "open", b"open", "opened", b"opened", "outcome", b"outcome", "ping", b"ping", "pong", b"pong", "settle", b"settle", "settled", b"settled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "chunk", b"chunk", "commit", b"commit", "committed", b"committed", "fault", b"fault", "gradient", b"gradient", "kind", b"kind", "microbatch", b"microbatch", "open", b"open", "opened", b"opened", "outcome", b"outcome", "settle", b"settle", "settled", b"settled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "chunk", b"chunk", "commit", b"commit", "committed", b"committed", "fault", b"fault", "gradient", b"gradient", "kind", b"kind", "microbatch", b"microbatch", "open", b"open", "opened", b"opened", "outcome", b"outcome", "ping", b"ping", "pong", b"pong", "settle", b"settle", "settled", b"settled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["open", "opened", "microbatch", "gradient", "outcome", "commit", "committed", "settle", "settled", "fault", "busy"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["open", "opened", "microbatch", "gradient", "outcome", "commit", "committed", "settle", "settled", "fault", "busy", "ping", "pong"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -172,6 +184,86 @@ class Seat(_message.Message):
 Global___Seat: _TypeAlias = Seat  # noqa: Y015
 
 @_typing.final
+class HopCodecs(_message.Message):
+    """Codecs of the tensors on one hop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    GRADIENTS_FIELD_NUMBER: _builtins.int
+    activations: _builtins.str
+    """Down: of inputs or hidden activations."""
+    gradients: _builtins.str
+    """Up: of activation gradients."""
+    def __init__(
+        self,
+        *,
+        activations: _builtins.str = ...,
+        gradients: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "gradients", b"gradients"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HopCodecs: _TypeAlias = HopCodecs  # noqa: Y015
+
+@_typing.final
+class LossScale(_message.Message):
+    """The loss scale of a computation in fp16; 1 otherwise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    STREAK_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    """The losses are multiplied by it."""
+    streak: _builtins.int
+    """Steps since it was changed."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.float = ...,
+        streak: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["streak", b"streak", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LossScale: _TypeAlias = LossScale  # noqa: Y015
+
+@_typing.final
+class Verdict(_message.Message):
+    """What stage 0 has decided of a step for all stages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACTOR_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    factor: _builtins.float
+    """Gradients are multiplied by it; 0: the step is skipped."""
+    @_builtins.property
+    def scale(self) -> Global___LossScale:
+        """The loss scale of the next step."""
+
+    def __init__(
+        self,
+        *,
+        factor: _builtins.float = ...,
+        scale: Global___LossScale | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scale", b"scale"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+@_typing.final
 class Open(_message.Message):
     """Opens a hop, and with it the rest of the route."""
 
@@ -182,12 +274,17 @@ class Open(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     SEATS_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    CODECS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Id of the pipeline."""
     epoch: _builtins.int
     """Route epoch; an older one than the expert has seen is refused."""
     step: _builtins.int
     """Last step that the trainer knows to be committed."""
+    sender: _builtins.str
+    """Peer that opens the hop."""
     @_builtins.property
     def run(self) -> _common_pb2.RunRef:
         """The run; another one is refused."""
@@ -195,6 +292,14 @@ class Open(_message.Message):
     @_builtins.property
     def seats(self) -> _containers.RepeatedCompositeFieldContainer[Global___Seat]:
         """The seats from the receiver on, the receiver first."""
+
+    @_builtins.property
+    def codecs(self) -> Global___HopCodecs:
+        """Codecs of the hop; the receiver refuses other ones than its own settings say."""
+
+    @_builtins.property
+    def verdict(self) -> Global___Verdict:
+        """What was decided of the step; before the first one, with which loss scale to begin."""
 
     def __init__(
         self,
@@ -204,10 +309,13 @@ class Open(_message.Message):
         epoch: _builtins.int = ...,
         step: _builtins.int = ...,
         seats: _abc.Iterable[Global___Seat] | None = ...,
+        sender: _builtins.str = ...,
+        codecs: Global___HopCodecs | None = ...,
+        verdict: Global___Verdict | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "run", b"run", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "pipeline", b"pipeline", "run", b"run", "seats", b"seats", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "epoch", b"epoch", "pipeline", b"pipeline", "run", b"run", "seats", b"seats", "sender", b"sender", "step", b"step", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,16 +328,22 @@ class Opened(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STEP_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Last step that stage 0 has committed on this pipeline."""
+    @_builtins.property
+    def verdict(self) -> Global___Verdict:
+        """What was decided of it."""
+
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
+        verdict: Global___Verdict | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -248,6 +362,7 @@ class Microbatch(_message.Message):
     TRAIN_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step to which it belongs, counted from 1."""
     index: _builtins.int
@@ -260,6 +375,8 @@ class Microbatch(_message.Message):
     """False for an evaluation: forward only, nothing is kept."""
     samples: _builtins.int
     """Samples in this microbatch."""
+    progress: _builtins.float
+    """Part of the run's budget, 0 to 1, that lay before the step: the clock of the learning rate."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TensorHeader]:
         """The tensors in the payload: "hidden" (or "inputs" at stage 0) and the targets."""
@@ -274,10 +391,11 @@ class Microbatch(_message.Message):
         train: _builtins.bool = ...,
         samples: _builtins.int = ...,
         tensors: _abc.Iterable[_common_pb2.TensorHeader] | None = ...,
+        progress: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_samples", b"batch_samples", "count", b"count", "index", b"index", "samples", b"samples", "step", b"step", "tensors", b"tensors", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_samples", b"batch_samples", "count", b"count", "index", b"index", "progress", b"progress", "samples", b"samples", "step", b"step", "tensors", b"tensors", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -292,6 +410,7 @@ class Gradient(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
+    SQUARE_NORMS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step of the microbatch."""
     index: _builtins.int
@@ -300,16 +419,23 @@ class Gradient(_message.Message):
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TensorHeader]:
         """The tensor in the payload; none on the way from stage 0 to the trainer."""
 
+    @_builtins.property
+    def square_norms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """On the last microbatch of a step, where the whole gradient's norm is needed: squared norms of the blocks' gradients,
+        from the sender's first block to the last of the model.
+        """
+
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         index: _builtins.int = ...,
         tensors: _abc.Iterable[_common_pb2.TensorHeader] | None = ...,
+        square_norms: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "step", b"step", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "square_norms", b"square_norms", "step", b"step", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -379,19 +505,25 @@ class Commit(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step."""
     samples: _builtins.int
     """Samples in the step; they weigh the stage's pseudo-gradient."""
+    @_builtins.property
+    def verdict(self) -> Global___Verdict:
+        """What was decided of it."""
+
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         samples: _builtins.int = ...,
+        verdict: Global___Verdict | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples", "step", b"step", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -404,16 +536,28 @@ class Committed(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STEP_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step."""
+    seconds: _builtins.float
+    """Seconds from the beginning of its first forward there until it was applied: without rounds, and without waiting for
+    samples.
+    """
+    @_builtins.property
+    def verdict(self) -> Global___Verdict:
+        """What was decided of it."""
+
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
+        verdict: Global___Verdict | None = ...,
+        seconds: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "step", b"step", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,7 +587,7 @@ Global___Settle: _TypeAlias = Settle  # noqa: Y015
 
 @_typing.final
 class Busy(_message.Message):
-    """A stage waits for its siblings: silence from it would otherwise look like death."""
+    """A stage computes, waits for its siblings, or takes in a long message: silence from it would otherwise look like death."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -484,3 +628,65 @@ class Settled(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Settled: _TypeAlias = Settled  # noqa: Y015
+
+@_typing.final
+class Ping(_message.Message):
+    """Asks for the round trip of a hop; says what those below must know."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    SLOWEST_FIELD_NUMBER: _builtins.int
+    serial: _builtins.int
+    """Number that tells one from the next on this hop."""
+    slowest: _builtins.float
+    """Seconds that the slowest stage or link from the sender up takes for a microbatch; 0: not known."""
+    def __init__(
+        self,
+        *,
+        serial: _builtins.int = ...,
+        slowest: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["serial", b"serial", "slowest", b"slowest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ping: _TypeAlias = Ping  # noqa: Y015
+
+@_typing.final
+class Pong(_message.Message):
+    """Answers a ping."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    SLOWEST_FIELD_NUMBER: _builtins.int
+    HANDLING_FIELD_NUMBER: _builtins.int
+    ROUND_TRIPS_FIELD_NUMBER: _builtins.int
+    serial: _builtins.int
+    """The number of the ping."""
+    slowest: _builtins.float
+    """Seconds that the slowest stage or link from the sender down takes for a microbatch; 0: not known."""
+    handling: _builtins.float
+    """Seconds that the sender spends on one microbatch's tensors of this hop, both ways."""
+    @_builtins.property
+    def round_trips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Round trips of the hops below, from the sender's on, handling included."""
+
+    def __init__(
+        self,
+        *,
+        serial: _builtins.int = ...,
+        slowest: _builtins.float = ...,
+        handling: _builtins.float = ...,
+        round_trips: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handling", b"handling", "round_trips", b"round_trips", "serial", b"serial", "slowest", b"slowest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pong: _TypeAlias = Pong  # noqa: Y015

@@ -56,6 +56,7 @@ class Control:
             messages.STATUS: self._status,
             messages.SWARM: self._swarm,
             messages.METRICS: self._metrics,
+            messages.TRACE: self._trace,
             messages.ADD_ROLE: self._add_role,
             messages.DROP_ROLE: self._drop_role,
             messages.DRAIN: self._drain,
@@ -119,6 +120,10 @@ class Control:
                 tuple(messages.MetricLine(m.serial, m.kind, m.time, m.labels, m.values) for m in lines)
             )
         )
+
+    async def _trace(self, request: bytes, caller: Caller) -> bytes:
+        wanted = messages.decode(messages.TraceRequest, request)
+        return messages.encode(messages.TraceReply.of(self._context.telemetry.timelines, wanted))
 
     async def _add_role(self, request: bytes, caller: Caller) -> bytes:
         wanted = messages.decode(messages.RoleRequest, request)

@@ -9,77 +9,64 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
 
 import torch
 
 from distqat.aio import Mailbox
-from distqat.errors import DataError, DistqatError, MessageError, StaleError
+from distqat.errors import DistqatError, MessageError, StaleError
 from distqat.ids import PeerId, RunId
+from distqat.model.agreement import Verdict, first_scale
 from distqat.pipeline.below import Below, open_below
-from distqat.pipeline.hop import pack
-from distqat.pipeline.messages import Busy, Committed, Gradient, Message, Microbatch, Open, Outcome, Settle, Settled
+from distqat.pipeline.freight import Freight
+from distqat.pipeline.hop_codecs import codecs_of
+from distqat.pipeline.host import unwatched
+from distqat.pipeline.pace import TRAINER, Pace, PaceState
 from distqat.pipeline.route import HopError, Limits, Route, first_error
-from distqat.pipeline.schedule import credits
-from distqat.pipeline.split import split
+from distqat.pipeline.tally import Piece, Results, StepResult, Tally, pieces_of
+from distqat.pipeline.words import (
+    Busy,
+    Committed,
+    Gradient,
+    Message,
+    Open,
+    Outcome,
+    Pong,
+    Settle,
+    Settled,
+)
 from distqat.rpc.handlers import task_group
 from distqat.rpc.transport import Transport
+from distqat.timeline import Timeline, Timelines
+
+__all__ = ["MAX_STEPS_AHEAD", "Link", "StepResult", "open_route"]
 
 log = logging.getLogger(__name__)
 
 MAX_STEPS_AHEAD = 2
 """Steps that may be submitted and not committed: the present one and the next."""
 
-MAX_RESULTS = 16
-"""Results that are kept for someone to ask; older ones are forgotten."""
-
-
 MAX_FED = 2
 """Microbatches that wait to be encoded."""
-
-_Piece = tuple[Microbatch, dict[str, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """A committed step: sums over its samples ("loss", ...), and seconds since its first microbatch was sent."""
-
-    step: int
-    sums: Mapping[str, float]
-    seconds: float
-
-
-@dataclass
-class _Tally:
-    """Sums so far of a step or an evaluation."""
-
-    count: int
-    began: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-    outcomes: int = 0
-
-    def add(self, sums: Mapping[str, float]) -> None:
-        self.outcomes += 1
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
 
 
 class Link:
     """An open route, as its trainer holds it. Everything that waits raises HopError once the route is broken."""
 
-    def __init__(self, me: PeerId, route: Route, below: Below, limits: Limits) -> None:
+    def __init__(self, me: PeerId, route: Route, below: Below, limits: Limits, pace: Pace, timeline: Timeline) -> None:
         self.route = route
         self.step = below.step  # Committed.
+        self.verdict = below.verdict  # On that step; the next route is opened with both.
         self._me = me
         self._below = below
         self._limits = limits
-        self._credits = credits(len(route.seats), 0)
+        self._pace = pace
+        self._timeline = timeline
+        self._freight = Freight("below", below, codecs_of(limits.wire, (), 0), timeline, pace)
         self._under_way = 0  # Microbatches sent and not answered.
-        self._feed: Mailbox[_Piece] = Mailbox("microbatches of a route", MAX_FED)
+        self._feed: Mailbox[Piece] = Mailbox("microbatches of a route", MAX_FED)
         self._submitted = below.step  # The last step that was submitted.
-        self._steps: dict[int, _Tally] = {}  # Submitted and not committed.
-        self._results: dict[int, StepResult] = {}  # Committed and not asked for.
-        self._evaluation: _Tally | None = None  # None while none is under way.
+        self._results = Results()
+        self._evaluation: Tally | None = None  # None while none is under way.
         self._serial = 0  # Of the last request to settle.
         self._settled = 0  # Of the last one that was answered.
         self._exclusive = False  # An evaluation or a request to settle has the route for itself.
@@ -87,39 +74,50 @@ class Link:
         self._changed = asyncio.Event()  # Set, and replaced, whenever anything above changes.
 
     def __repr__(self) -> str:
-        state = f"broken: {self._broken}" if self._broken else f"step {self.step}, {len(self._steps)} under way"
+        state = f"broken: {self._broken}" if self._broken else f"step {self.step}, {self._steps} under way"
         return f"<Link {self.route.pipeline} epoch {self.route.epoch} {state}>"
 
-    async def train(self, step: int, tensors: Mapping[str, torch.Tensor], microbatches: int) -> StepResult:
+    def pace(self) -> PaceState:
+        """What is known of the route's speed; its bound is how many microbatches may be under way."""
+        return self._pace.statistics()
+
+    async def train(
+        self, step: int, tensors: Mapping[str, torch.Tensor], microbatches: int, progress: float = 0.0
+    ) -> StepResult:
         """One step: `tensors` holds "inputs" and the targets, the first dimension counts samples."""
-        await self.submit(step, tensors, microbatches)
+        await self.submit(step, tensors, microbatches, progress)
         return await self.result(step)
 
-    async def submit(self, step: int, tensors: Mapping[str, torch.Tensor], microbatches: int) -> None:
-        """Give a step to the route; waits while two are under way. Raises StaleError unless it is the next one."""
-        await self._until(lambda: not self._exclusive and len(self._steps) < MAX_STEPS_AHEAD)
+    async def submit(
+        self, step: int, tensors: Mapping[str, torch.Tensor], microbatches: int, progress: float = 0.0
+    ) -> None:
+        """Give a step to the route; waits while two are under way. Raises StaleError unless it is the next one.
+
+        `progress` is the part of the run's budget, 0 to 1, that lay before the batch: the clock of the learning rate.
+        """
+        await self._until(lambda: not self._exclusive and self._steps < MAX_STEPS_AHEAD)
         if step != self._submitted + 1:
             raise StaleError(f"step {step} was submitted where step {self._submitted + 1} comes next")
-        pieces = _pieces(step, tensors, microbatches, train=True)
+        pieces = pieces_of(step, tensors, microbatches, train=True, progress=progress)
         self._submitted = step
-        self._steps[step] = _Tally(len(pieces))
+        self._results.begin(step, len(pieces))
         await self._give(pieces)
 
     async def result(self, step: int) -> StepResult:
         """Wait until the step is committed. Raises StaleError for one that was not submitted or is forgotten."""
-        await self._until(lambda: step not in self._steps)
-        try:
-            return self._results.pop(step)
-        except KeyError:
-            raise StaleError(f"nothing is known of step {step}; the route is at step {self.step}") from None
+        await self._until(lambda: step not in self._results.under_way)
+        result = self._results.take(step)
+        if result is None:
+            raise StaleError(f"nothing is known of step {step}; the route is at step {self.step}")
+        return result
 
     async def evaluate(self, tensors: Mapping[str, torch.Tensor], microbatches: int) -> dict[str, float]:
         """Sums over the samples, forward only; waits until no step is under way, and changes nothing."""
         async with self._alone():
-            pieces = _pieces(self.step + 1, tensors, microbatches, train=False)
-            tally = self._evaluation = _Tally(len(pieces))
+            pieces = pieces_of(self.step + 1, tensors, microbatches, train=False)
+            tally = self._evaluation = Tally(len(pieces))
             await self._give(pieces)
-            await self._until(lambda: tally.outcomes == tally.count)
+            await self._until(lambda: tally.is_complete)
             return tally.sums
 
     async def settle(self) -> None:
@@ -135,11 +133,14 @@ class Link:
         broken = self._below.blame("UnreachableError", "ended the stream")
         try:
             async with asyncio.TaskGroup() as group:
-                feed = group.create_task(self._send_fed())
-                watch = group.create_task(self._below.wait_dead())
+                others = (
+                    group.create_task(self._send_fed()),
+                    group.create_task(self._below.wait_dead()),
+                    group.create_task(self._below.keep_measuring(self._limits.ping)),
+                )
                 await self._listen()
-                feed.cancel()
-                watch.cancel()
+                for other in others:
+                    other.cancel()
         except* DistqatError as errors:
             error = first_error(errors)
             # What came from below names its peer; the rest went wrong here.
@@ -172,22 +173,26 @@ class Link:
             self._notify()
 
     def _hear(self, message: Message) -> None:
+        steps = self._results.under_way
         match message:
-            case Outcome(step, _, train, sums):
-                tally = self._steps.get(step) if train else self._evaluation
-                if tally is None or tally.outcomes == tally.count:
+            case Outcome(step, _, train):
+                tally = steps.get(step) if train else self._evaluation
+                if tally is None:
                     raise MessageError(f"an outcome of {message.id}, which does not wait for one")
-                tally.add(sums)
+                tally.add(message)
                 if not train:
                     self._answered()
-            case Gradient(step) if step in self._steps:
+            case Gradient(step) if step in steps:
                 self._answered()
-            case Committed(step) if step == self.step + 1 and step in self._steps:
-                self._commit(step)
+            case Committed(step) if step == self.step + 1 and step in steps:
+                self._results.commit(message, asyncio.get_running_loop().time())
+                self._below.watch.paid()
+                self.step, self.verdict = step, message.verdict
+                self._timeline.committed(step, self._freight.link)
             case Settled(serial) if serial == self._serial != self._settled:
                 self._settled = serial
                 self._below.watch.paid()
-            case Busy():
+            case Busy() | Pong():
                 pass
             case _:
                 raise MessageError(f"{message} at step {self.step}, where it has no place")
@@ -198,30 +203,26 @@ class Link:
         self._under_way -= 1
         self._below.watch.paid()
 
-    def _commit(self, step: int) -> None:
-        tally = self._steps[step]
-        if tally.outcomes != tally.count:
-            raise MessageError(f"step {step} is committed after {tally.outcomes} of {tally.count} outcomes")
-        del self._steps[step]
-        self._below.watch.paid()
-        self.step = step
-        self._results[step] = StepResult(step, tally.sums, asyncio.get_running_loop().time() - tally.began)
-        if len(self._results) > MAX_RESULTS:
-            del self._results[next(iter(self._results))]
-
     async def _send_fed(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             message, named = await self._feed.get()
             self._notify()
-            while self._under_way >= self._credits:
+            # Encoded before there is room for it: so it is on its way the moment there is.
+            loaded, payload = await self._freight.load(message, named)
+            while self._under_way >= self._pace.bound:
                 await self._changed.wait()
             if message.train and message.index == 0:
-                self._steps[message.step].began = asyncio.get_running_loop().time()
+                self._results.under_way[message.step].began = loop.time()
                 self._below.watch.owe()  # The commit.
-            headers, payload = await pack(named, self._limits.activations)
             self._under_way += 1
             self._below.watch.owe()
-            await self._below.send(replace(message, tensors=headers), payload)
+            await self._freight.send(loaded, payload)
+
+    @property
+    def _steps(self) -> int:
+        """How many are under way."""
+        return len(self._results.under_way)
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -240,7 +241,7 @@ class Link:
                 raise self._broken.again()
             await self._changed.wait()
 
-    async def _give(self, pieces: Sequence[_Piece]) -> None:
+    async def _give(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
             await self._until(lambda: len(self._feed) < MAX_FED)
             self._feed.put_nowait(piece)
@@ -250,34 +251,31 @@ class Link:
         self._changed = asyncio.Event()
 
 
-def _pieces(step: int, tensors: Mapping[str, torch.Tensor], microbatches: int, train: bool) -> list[_Piece]:
-    """The microbatches of a batch, with their part of each tensor."""
-    sizes = {len(tensor) for tensor in tensors.values()}
-    if len(sizes) != 1 or "inputs" not in tensors:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        raise DataError(f"a batch needs 'inputs' and targets of as many samples, got {shapes}")
-    samples = sizes.pop()
-    ranges = split(samples, microbatches)
-    return [
-        (
-            Microbatch(step, index, len(ranges), samples, train, len(part)),
-            {name: tensor[part.start : part.stop] for name, tensor in tensors.items()},
-        )
-        for index, part in enumerate(ranges)
-    ]
-
-
 @asynccontextmanager
 async def open_route(
-    transport: Transport, me: PeerId, run: RunId, route: Route, step: int, limits: Limits
+    transport: Transport,
+    me: PeerId,
+    run: RunId,
+    route: Route,
+    step: int,
+    limits: Limits,
+    verdict: Verdict | None = None,
+    timelines: Timelines | None = None,
 ) -> AsyncIterator[Link]:
-    """Open a route whose trainer knows of `step` committed steps; `Link.step` says how many there are.
+    """Open a route whose trainer knows of `step` committed steps, the last with that `verdict`; `Link.step` and
+    `Link.verdict` say how far it is. Without a verdict: that of a pipeline which begins, or forgot it.
 
     Raises HopError. At the end the route is closed in order, or at once if the block fails.
     """
-    opening = Open(run, route.pipeline, route.epoch, step, route.seats)
-    async with open_below(transport, opening, limits) as below:
-        link = Link(me, route, below, limits)
+    if verdict is None:
+        verdict = Verdict(1.0, first_scale(limits.precision))
+    pace = Pace(len(route.seats), TRAINER, limits.max_in_flight)
+    timeline = (timelines or unwatched()).of(route.pipeline, "trainer", TRAINER)
+    codecs = codecs_of(limits.wire, (), 0)
+    opening = Open(run, route.pipeline, route.epoch, step, route.seats, me, codecs, verdict)
+    async with open_below(transport, opening, limits, pace) as below:
+        timeline.restart()
+        link = Link(me, route, below, limits, pace, timeline)
         async with task_group() as group:
             listening = group.create_task(link.run())
             try:

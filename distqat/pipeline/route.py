@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from distqat.config import RunConfig
+from distqat.config import OptimizerSection, Precision, RunConfig, WireSection
 from distqat.errors import DistqatError, RouteError
 from distqat.ids import PeerId, PipelineId, Seat, StageIndex
+from distqat.model.agreement import needs_norms
 
 
 class HopError(RouteError):
@@ -65,33 +66,46 @@ def fault_of_seats(seats: Sequence[Seat], first: StageIndex) -> str | None:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much, and how long."""
+    """How much, how long, and what else the run's settings say of its routes; the same at every peer."""
 
     max_message: int = 1 << 30
     """Bytes of the largest message that is taken."""
     open: float = 10.0
     """Seconds in which a whole route must open."""
     stall: float = 3.0
-    """Seconds without a sign from below while an answer is owed; should be a few times the longest unit of work."""
+    """Seconds without a sign from below while an answer is owed. Work that takes longer says so (`Busy`)."""
     settle: float = 30.0
-    """Seconds that an outer round may keep a stage from its work."""
-    activations: str = "none"
-    """Codec of activations."""
-    gradients: str = "none"
-    """Codec of activation gradients."""
+    """Seconds that one piece of work may take, an outer round among them, before it counts as silence."""
+    ping: float = 1.0
+    """Seconds between two measurements of a link; the first ones come sooner."""
+    max_in_flight: int = 64
+    """Microbatches that a stage holds at most."""
+    wire: WireSection = field(default_factory=WireSection)
+    """Codecs and compression."""
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    """For clipping."""
+    precision: Precision = "fp32"
+    """For the loss scale."""
 
     @classmethod
-    def of(cls, config: RunConfig, longest_work: float = 0.0) -> Limits:
-        """Limits from the run's settings and the seconds of the longest unit of work seen so far."""
-        stall = max(config.lease.min, 4 * longest_work)
+    def of(cls, config: RunConfig) -> Limits:
+        """Limits from the run's settings."""
+        stall = config.lease.min
         return cls(
             max_message=config.wire.max_message,
             open=max(10.0, 2 * stall),
             stall=stall,
             settle=3 * config.sync.max_wait + stall,
-            activations=config.wire.activations,
-            gradients=config.wire.gradients,
+            max_in_flight=config.pipeline.max_in_flight,
+            wire=config.wire,
+            optimizer=config.optimizer,
+            precision=config.train.precision,
         )
+
+    @property
+    def needs_norms(self) -> bool:
+        """Whether the norm of the whole gradient decides how a step is applied."""
+        return needs_norms(self.optimizer, self.precision)
 
 
 def patience(seconds: float, num_stages: int, stage: int) -> float:

@@ -1,12 +1,11 @@
 """Which microbatch a stage works on next: one forward, one backward (1F1B, PipeDream-Flush, Narayanan et al. 2021).
 
-Pure: the worker says what has arrived and what is done, the schedule says what to do next. It is also where the
-neighbours' manners are checked: order, counts and credits; a fault in them is a MessageError.
+Pure: the worker says what has arrived, what is done and how much may be in flight (`pace.py`), the schedule says what
+to do next. It is also where the neighbours' manners are checked: order, counts and room; a fault is a MessageError.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -54,32 +53,19 @@ class Statistics:
     waiting: int
     in_flight: int
     most_in_flight: int
-
-
-def in_flight_bound(num_stages: int, stage: int, latency: float = 0.0, compute: float = 1.0) -> int:
-    """Microbatches that a stage may have forwarded and not yet had back.
-
-    `latency` is that of one link, one way; `compute` the time of a stage's forward and backward together, in the same
-    unit. Over slow links plain 1F1B starves; the second term fills them (docs/design/flow-a.md).
-    """
-    below = num_stages - 1 - stage
-    return below + 1 + below * math.ceil(2.0 * latency / compute)
-
-
-def credits(num_stages: int, stage: int) -> int:
-    """Microbatches that may be sent to a stage and not yet be answered: one more than it may have in flight."""
-    return in_flight_bound(num_stages, stage) + 1
+    bound: int
+    """Of those in flight, now."""
 
 
 class Schedule:
-    """1F1B for one stage of one route, whose step `committed` is committed."""
+    """1F1B for one stage of one route, whose step `committed` is committed; it holds at most `most` microbatches."""
 
-    def __init__(self, num_stages: int, stage: int, committed: int) -> None:
+    def __init__(self, num_stages: int, stage: int, committed: int, most: int = 64) -> None:
         self.committed = committed
         self._is_first = stage == 0
         self._is_last = stage == num_stages - 1
-        self._bound = in_flight_bound(num_stages, stage)
-        self._credits = credits(num_stages, stage)
+        self._bound = min(most, num_stages - stage)  # Of those begun and not answered; as `allow` says.
+        self._most = most  # Of those and the waiting ones.
         self._forwards: deque[Forward] = deque()  # Arrived, not begun.
         self._backwards: deque[Backward] = deque()  # Arrived, not begun.
         self._commits: deque[Apply] = deque()  # Ordered by stage 0, not begun.
@@ -96,11 +82,16 @@ class Schedule:
             f"{len(self._in_flight)}/{self._bound} in flight>"
         )
 
+    def allow(self, bound: int) -> None:
+        """So many microbatches may be in flight from now on. Where more are, the next forward waits until it fits; the
+        order never changes."""
+        self._bound = min(self._most, bound)
+
     def forward_arrived(self, id: MicrobatchId, count: int, train: bool = True) -> None:
         """Microbatch `id` of the `count` of its step is there."""
         self._check_order(id, count, train)
-        if len(self._forwards) + len(self._in_flight) >= self._credits:
-            raise MessageError(f"more than {self._credits} microbatches under way in one stage")
+        if len(self._forwards) + len(self._in_flight) >= self._most:
+            raise MessageError(f"more than {self._most} microbatches under way in one stage")
         self._last[train] = (id, count)
         if train:
             self._counts[id.step] = count
@@ -165,7 +156,7 @@ class Schedule:
 
     def statistics(self) -> Statistics:
         """How things stand."""
-        return Statistics(self.committed, len(self._forwards), len(self._in_flight), self._most_in_flight)
+        return Statistics(self.committed, len(self._forwards), len(self._in_flight), self._most_in_flight, self._bound)
 
     def _next_forward(self) -> Forward | None:
         if not self._forwards or len(self._in_flight) >= self._bound:

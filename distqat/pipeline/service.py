@@ -15,15 +15,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from distqat.errors import DistqatError, RefusedError, RpcError, StaleError, WrongRunError
-from distqat.ids import PeerId, RunId
+from distqat.ids import PeerId, RunId, short
 from distqat.model.device import Priority
 from distqat.pipeline.below import Below, open_below
 from distqat.pipeline.hop import DOWNWARD, Hop
-from distqat.pipeline.messages import SERVICE, Fault, Open, Opened
+from distqat.pipeline.hop_codecs import codecs_of, names_of
+from distqat.pipeline.host import Host, Post, unwatched
+from distqat.pipeline.messages import SERVICE
+from distqat.pipeline.pace import Pace
 from distqat.pipeline.route import HopError, Limits, first_error
 from distqat.pipeline.standing import Standing, step_to_pass_on
-from distqat.pipeline.worker import Host, Worker
+from distqat.pipeline.words import Fault, Open, Opened
+from distqat.pipeline.worker import Worker
 from distqat.rpc.transport import Caller, Service, Stream, Transport
+from distqat.timeline import Timelines
+from distqat.wire.compression import Compression
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +53,17 @@ class Tenure:
 class PipelineService:
     """Serves the routes of one expert, one at a time; the newest wins."""
 
-    def __init__(self, host: Host, transport: Transport, me: PeerId, run: RunId, limits: Limits) -> None:
+    def __init__(
+        self,
+        host: Host,
+        transport: Transport,
+        me: PeerId,
+        run: RunId,
+        limits: Limits,
+        timelines: Timelines | None = None,
+    ) -> None:
         self.limits = limits
+        self.timelines = timelines if timelines is not None else unwatched()
         self.standing = Standing()
         self._host = host
         self._transport = transport
@@ -76,7 +91,7 @@ class PipelineService:
 
     async def handle(self, stream: Stream, caller: Caller) -> None:
         """One hop, from its first message to its end."""
-        above = Hop(stream, DOWNWARD, self.limits.max_message)
+        above = Hop(stream, DOWNWARD, self.limits.max_message, Compression(self.limits.wire.compression))
         fault: DistqatError | None = None
         try:
             await self._serve(above, caller)
@@ -116,6 +131,13 @@ class PipelineService:
                 f"the route wants stages {seat.stage} to {last.stage} from here on; "
                 f"this expert holds stage {stage.index} of {stage.num_stages}"
             )
+        agreed = codecs_of(self.limits.wire, names_of(stage.name, stage.num_stages), stage.index)
+        if opening.codecs != agreed:
+            above = "the trainer" if seat.stage == 0 else f"stage {seat.stage - 1}"
+            raise RefusedError(
+                f"{above} on {short(opening.sender)} opens its hop with {opening.codecs}, "
+                f"stage {seat.stage} on {short(self._me)} takes {agreed}; give both the same config"
+            )
 
     @asynccontextmanager
     async def _take(self, opening: Open) -> AsyncIterator[Tenure]:
@@ -154,22 +176,29 @@ class PipelineService:
 
     async def _work(self, tenure: Tenure, above: Hop) -> None:
         """Open the rest of the route, agree on the step, and work until the route ends."""
-        opening, stage = tenure.opening, self._host.stage
+        opening, stage, limits = tenure.opening, self._host.stage, self.limits
         held = await self._host.device.run(partial(self.standing.held, stage, opening.pipeline), Priority.OTHER)
         step = step_to_pass_on(opening.step, held)
+        # Who has applied the step knows better than a trainer that may have been told nothing.
+        verdict = self.standing.verdict if held.version == step else opening.verdict
+        pace = Pace(stage.num_stages, stage.index, limits.max_in_flight)
+        timeline = self.timelines.of(opening.pipeline, stage.name, stage.index)
+        post = Post(self._host, self.standing, limits, pace, timeline)
         if len(opening.seats) == 1:
-            await self._work_from(tenure, above, None, step)
+            await self._work_from(tenure, post, above, None, Opened(step, verdict))
             return
-        rest = replace(opening, step=step, seats=opening.seats[1:])
-        async with open_below(self._transport, rest, self.limits) as below:
-            await self._work_from(tenure, above, below, below.step)
+        codecs = codecs_of(limits.wire, names_of(stage.name, stage.num_stages), stage.index + 1)
+        rest = replace(opening, step=step, verdict=verdict, seats=opening.seats[1:], sender=self._me, codecs=codecs)
+        async with open_below(self._transport, rest, limits, pace) as below:
+            await self._work_from(tenure, post, above, below, Opened(below.step, below.verdict))
 
-    async def _work_from(self, tenure: Tenure, above: Hop, below: Below | None, step: int) -> None:
+    async def _work_from(self, tenure: Tenure, post: Post, above: Hop, below: Below | None, opened: Opened) -> None:
         stage, pipeline = self._host.stage, tenure.opening.pipeline
-        await self._host.device.run(partial(self.standing.reach, stage, pipeline, step), Priority.OTHER)
-        log.info("%s is open at %s, step %d", tenure, stage.name, step)
-        await above.send(Opened(step))
-        tenure.worker = Worker(self._host, self.standing, above, below, self.limits)
+        reach = partial(self.standing.reach, stage, pipeline, opened.step, opened.verdict)
+        await self._host.device.run(reach, Priority.OTHER)
+        log.info("%s is open at %s, step %d", tenure, stage.name, opened.step)
+        await above.send(opened)
+        tenure.worker = Worker(post, above, below)
         await tenure.worker.run()
 
     async def _say(self, above: Hop, error: DistqatError) -> None:

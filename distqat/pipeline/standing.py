@@ -6,6 +6,9 @@ So the message that opens the next route carries a step down to the last stage a
 - down: the trainer's last committed step; a stage that has committed one more (the news was lost) passes that on;
 - up: the step that the stages below have settled on. A stage that holds all gradients of exactly that step applies
   them now, any other gradients are dropped, and a newcomer, which has no steps of its own, takes the number as it is.
+
+With the step travels the verdict on it (by how much gradients were cut, and the next loss scale), so that whoever
+applies a step late applies what all others did, and a newcomer scales its losses as the one before it would have.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from typing import TYPE_CHECKING
 
 from distqat.errors import MessageError, StaleError
 from distqat.ids import PipelineId
+from distqat.model.agreement import Verdict
+from distqat.model.terms import Terms
+from distqat.pipeline.words import AS_IT_IS
 
 if TYPE_CHECKING:
     from distqat.model.stage import Stage
@@ -34,10 +40,12 @@ class Held:
 
 @dataclass(frozen=True)
 class StepSize:
-    """Microbatches and samples of one training step."""
+    """What all microbatches of one training step say of it."""
 
     count: int
     samples: int
+    progress: float = 0.0
+    """Part of the run's budget that lay before it, 0 to 1."""
 
 
 def step_to_pass_on(step: int, held: Held) -> int:
@@ -76,6 +84,7 @@ class Standing:
         self.owed: deque[tuple[int, int]] = (
             deque()
         )  # Steps applied, with their samples, that the host has yet to hear of.
+        self.verdict = AS_IT_IS  # On the last committed step; its loss scale is that of the present one.
         self._stage: Stage | None = None  # The stage that the rest speaks of; None before the first route.
         self._pipeline: PipelineId | None = None  # The pipeline whose steps the stage counts; None: a newcomer to any.
         self._sizes: dict[int, StepSize] = {}  # Of the steps that have begun and are not committed.
@@ -96,10 +105,9 @@ class Standing:
         if known != size:
             raise MessageError(f"step {step} of {size} after {known}")
 
-    def samples(self, step: int) -> int | None:
-        """Samples of a step that has begun; None when nothing of it was here."""
-        size = self._sizes.get(step)
-        return size.samples if size is not None else None
+    def size(self, step: int) -> StepSize | None:
+        """Of a step that has begun; None when nothing of it was here."""
+        return self._sizes.get(step)
 
     # What follows touches the stage, so it runs on the device's thread.
 
@@ -116,22 +124,28 @@ class Standing:
             return Held(stage.version)
         return Held(stage.version, pending.step)
 
-    def reach(self, stage: Stage, pipeline: PipelineId, step: int) -> None:
-        """Bring the stage to `step`, which is committed. Raises StaleError."""
+    def reach(self, stage: Stage, pipeline: PipelineId, step: int, verdict: Verdict = AS_IT_IS) -> None:
+        """Bring the stage to `step`, which is committed with that verdict. Raises StaleError."""
         held = self.held(stage, pipeline)
         if has_to_apply(step, held):
-            self.apply(stage, step)
+            self.apply(stage, step, verdict)
         else:
             stage.drop_pending()
             if held.version is None:
                 stage.adopt_version(step)
+            self._decided(stage, verdict)
         self._stage, self._pipeline = stage, pipeline
         self._sizes.clear()
 
-    def apply(self, stage: Stage, step: int) -> None:
-        """Apply the step's gradients, and remember that the host has to hear of it."""
+    def apply(self, stage: Stage, step: int, verdict: Verdict = AS_IT_IS) -> None:
+        """Apply the step's gradients as was decided, and remember that the host has to hear of it."""
         size = self._sizes[step]
-        stage.commit(step)
+        stage.commit(step, Terms(size.progress, verdict.factor))
         # In the same breath: whoever waits for this may be cancelled, and the samples must still be counted once.
         self.owed.append((step, size.samples))
+        self._decided(stage, verdict)
         del self._sizes[step]
+
+    def _decided(self, stage: Stage, verdict: Verdict) -> None:
+        self.verdict = verdict
+        stage.loss_scale = verdict.scale.value

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 
 class Watch:
-    """Counts what is owed from below, and the seconds since the last sign of life."""
+    """Counts what is owed from below, and the seconds since the last sign of life.
 
-    def __init__(self, seconds: float) -> None:
+    `touched` tells when a part of a long message came last: on a slow link that is long before it is whole.
+    """
+
+    def __init__(self, seconds: float, touched: Callable[[], float] = lambda: 0.0) -> None:
         self.seconds = seconds
+        self._touched = touched
         self._owed = 0
         self._since = 0.0  # When the last sign came, or the first debt was made; meaningless while nothing is owed.
         self._owing = asyncio.Event()  # Set while anything is owed.
@@ -39,7 +44,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         while True:
             await self._owing.wait()
-            end = self._since + self.seconds
+            end = max(self._since, self._touched()) + self.seconds
             if loop.time() >= end:
                 return
             await asyncio.sleep(end - loop.time())

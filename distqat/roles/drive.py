@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,13 +14,18 @@ import torch
 from distqat.aio import Backoff
 from distqat.config import RunConfig
 from distqat.data import metrics
-from distqat.data.client import Batch, LedgerClient
+from distqat.data.client import DataClient
+from distqat.data.sampler import budget, progress
 from distqat.data.sources import Arrays, Source, evaluation_batches
+from distqat.discovery.records import Pace
 from distqat.errors import StaleError
 from distqat.ids import PeerId, PipelineId, Seat, short
+from distqat.model.agreement import Verdict
 from distqat.pipeline.link import Link, StepResult, open_route
 from distqat.pipeline.route import HopError, Limits, Route, first_error
+from distqat.roles.batches import Pacing, microbatches_of
 from distqat.roles.status import PipelineStatus
+from distqat.roles.supply import Portion, Supply
 from distqat.rpc.transport import Transport
 from distqat.telemetry import Rate, Reason, Telemetry
 
@@ -41,6 +46,12 @@ class Fuel:
     config: RunConfig
     source: Source
     telemetry: Telemetry
+    paces: Callable[[], Sequence[Pace]]  # Of all pipelines of the run, as far as they are known now.
+
+    @property
+    def budget(self) -> int:
+        """Samples of the whole run."""
+        return budget(self.config.train.epochs, len(self.source.train))
 
 
 @dataclass
@@ -48,6 +59,7 @@ class _Progress:
     """What is shown of a pipeline."""
 
     step: int = 0
+    verdict: Verdict | None = None  # On that step, as all stages know it; None before the first route.
     loss: float = math.nan
     evaluation: float = math.nan
     replayed: int = 0
@@ -58,10 +70,11 @@ class _Progress:
 class Drive:
     """Keeps one pipeline going, over one route after the other, until the run's budget is committed."""
 
-    def __init__(self, fuel: Fuel, pipeline: PipelineId, data: LedgerClient) -> None:
+    def __init__(self, fuel: Fuel, pipeline: PipelineId, data: DataClient) -> None:
         self.pipeline = pipeline
         self._fuel = fuel
-        self._data = data
+        self._pacing = Pacing(fuel.config.data, fuel.config.model.stages)
+        self._supply = Supply(data, lambda: self._pacing.samples)
         self._phase = "forming"
         self._reason = Reason(log, "waiting for a route")
         self._epoch = 0  # Of the client's last order.
@@ -69,7 +82,6 @@ class Drive:
         self._seats: tuple[Seat, ...] = ()  # Of the client's last order; empty: stop.
         self._ordered = asyncio.Event()  # Set when there is an order that is not carried out.
         self._draining = asyncio.Event()  # Set when no further step may begin.
-        self._pending: deque[tuple[int, Batch]] = deque()  # Submitted, or about to be, and not known to be committed.
         self._progress = _Progress()
 
     def __repr__(self) -> str:
@@ -77,21 +89,30 @@ class Drive:
 
     def status(self, now: float) -> PipelineStatus:
         """What the pipeline does."""
-        progress = self._progress
-        is_starving = self._phase == "training" and not self._pending
+        shown = self._progress
+        starving = self._supply.waiting if self._phase == "training" else ""
         return PipelineStatus(
             pipeline=self.pipeline,
             epoch=self._epoch,
             route=self._seats,
-            step=progress.step,
-            loss=progress.loss,
-            samples_per_second=progress.rate.value(now),
+            step=shown.step,
+            loss=shown.loss,
+            samples_per_second=shown.rate.value(now),
             phase=self._phase,
-            reason=(self._data.waiting if is_starving else "") or str(self._reason),
-            evaluation=progress.evaluation,
-            replayed=progress.replayed,
-            losses=tuple(progress.losses),
+            reason=starving or str(self._reason),
+            evaluation=shown.evaluation,
+            replayed=shown.replayed,
+            losses=tuple(shown.losses),
+            microbatches=self._pacing.microbatches,
+            microbatch_seconds=self._pacing.seconds,
         )
+
+    @property
+    def pace(self) -> Pace | None:
+        """How fast it is; None until it is measured, and when it is over."""
+        if not self._pacing.seconds or not self.is_wanted or self._phase == "finished":
+            return None
+        return Pace(self.pipeline, self._pacing.seconds, self._pacing.microbatches)
 
     def order(self, epoch: int, seats: tuple[Seat, ...]) -> None:
         """The client wants this route from now on, or none: then the steps under way are finished, and it ends.
@@ -100,8 +121,13 @@ class Drive:
         """
         if epoch <= self._epoch:
             raise StaleError(f"route epoch {epoch} of pipeline {self.pipeline}, which is at {self._epoch}")
+        if seats and seats != self._seats:
+            self._pacing.forget()
         self._epoch, self._seats, self._attempt = epoch, seats, 0
-        (self._ordered if seats else self._draining).set()
+        if seats:
+            self._ordered.set()
+        else:
+            self.drain()
 
     @property
     def is_wanted(self) -> bool:
@@ -111,6 +137,7 @@ class Drive:
     def drain(self) -> None:
         """Begin no further step."""
         self._draining.set()
+        self._supply.end()
 
     async def work(self) -> None:
         """Drive until the budget is committed, or the pipeline is stopped or drained."""
@@ -157,7 +184,9 @@ class Drive:
     async def _train_on(self, route: Route) -> None:
         fuel = self._fuel
         limits = Limits.of(fuel.config)
-        async with open_route(fuel.transport, fuel.me, fuel.config.id, route, self._progress.step, limits) as link:
+        step, verdict, timelines = self._progress.step, self._progress.verdict, fuel.telemetry.timelines
+        async with open_route(fuel.transport, fuel.me, fuel.config.id, route, step, limits, verdict, timelines) as link:
+            self._progress.verdict = link.verdict
             await self._take_over(link.step)
             self._phase = "training"
             self._reason.set("training")
@@ -165,84 +194,66 @@ class Drive:
                 await self._train(link)
             finally:
                 # The ledger may be away and have heard of fewer; the next route opens at what the stages hold.
-                self._progress.step = link.step
+                self._progress.step, self._progress.verdict = link.step, link.verdict
 
     async def _train(self, link: Link) -> None:
         async with asyncio.TaskGroup() as group:
-            ready: asyncio.Queue[tuple[int, Batch] | None] = asyncio.Queue(4)
-            collect = group.create_task(self._collect(link, ready))
+            ready: asyncio.Queue[Portion | None] = asyncio.Queue(4)
+            claiming = group.create_task(self._supply.keep_claiming())
+            collecting = group.create_task(self._collect(link, ready))
             await self._feed(link, ready)
+            claiming.cancel()
             await ready.put(None)
-            await collect
+            await collecting
         if not self._draining.is_set():
             await self._conclude(link)
 
     async def _take_over(self, committed: int) -> None:
         """The route is open at this step: what is pending up to it is committed, the rest is replayed."""
         self._progress.step = committed
-        await self._book_committed()
-        if self._pending:
+        if await self._supply.restart(committed):
             self._progress.replayed += 1
             log.info("pipeline %s replays from step %d", self.pipeline, committed + 1)
 
-    async def _book_committed(self) -> None:
-        while self._pending and self._pending[0][0] <= self._progress.step:
-            await self._data.committed(self._pending[0][1])
-            self._pending.popleft()
-
-    async def _feed(self, link: Link, ready: asyncio.Queue[tuple[int, Batch] | None]) -> None:
-        """Submit step after step; the next batch is claimed while the present one is under way."""
-        for step, pending in list(self._pending):
-            await self._submit(link, step, pending, ready)
-        # Not counted from the link's step: that may be ahead of what has left the pending ones.
-        step, every = (self._pending[-1][0] if self._pending else link.step), self._fuel.config.train.evaluate_every
-        while not self._draining.is_set():
-            batch = await self._next_batch()
-            if batch is None:
-                return
-            step += 1
-            self._pending.append((step, batch))
-            await self._submit(link, step, batch, ready)
-            if every and step % every == 0:
+    async def _feed(self, link: Link, ready: asyncio.Queue[Portion | None]) -> None:
+        """Submit step after step."""
+        config, whole = self._fuel.config, self._fuel.budget
+        while (portion := await self._supply.take()) is not None:
+            batch = portion.batch
+            tensors, microbatches = to_tensors(batch.tensors), microbatches_of(config.data, batch.samples)
+            await link.submit(portion.step, tensors, microbatches, progress(batch.begin, whole))
+            await ready.put(portion)
+            if config.train.evaluate_every and portion.step % config.train.evaluate_every == 0:
                 await self._evaluate(link)
 
-    async def _next_batch(self) -> Batch | None:
-        """The next batch; None when the budget is committed, or when no further step may begin."""
-        async with asyncio.TaskGroup() as group:
-            claim = group.create_task(self._data.next(self._fuel.config.data.batch))
-            drained = group.create_task(self._draining.wait())
-            await asyncio.wait({claim, drained}, return_when=asyncio.FIRST_COMPLETED)
-            drained.cancel()
-            if not claim.done():
-                # A cancelled claim loses nothing: it is released with the pipeline.
-                claim.cancel()
-        return None if claim.cancelled() else claim.result()
-
-    async def _submit(
-        self, link: Link, step: int, batch: Batch, ready: asyncio.Queue[tuple[int, Batch] | None]
-    ) -> None:
-        await link.submit(step, to_tensors(batch.tensors), self._fuel.config.data.microbatches)
-        await ready.put((step, batch))
-
-    async def _collect(self, link: Link, ready: asyncio.Queue[tuple[int, Batch] | None]) -> None:
+    async def _collect(self, link: Link, ready: asyncio.Queue[Portion | None]) -> None:
         """Book the steps as they are committed, in order."""
-        while (item := await ready.get()) is not None:
-            step, batch = item
-            result = await link.result(step)
-            await self._data.committed(batch)
-            self._pending.popleft()
-            self._report(result, batch.samples)
+        while (portion := await ready.get()) is not None:
+            result = await link.result(portion.step)
+            await self._supply.book(portion.step)
+            self._report(result, portion.batch.samples)
 
     def _report(self, result: StepResult, samples: int) -> None:
-        now = asyncio.get_running_loop().time()
-        progress = self._progress
-        progress.step = result.step
-        progress.loss = result.sums["loss"] / samples
-        progress.losses.append(progress.loss)
-        progress.rate.add(samples, now)
-        values = {"step": result.step, "loss": progress.loss, "seconds": result.seconds, "samples": samples}
-        values["samples_per_second"] = progress.rate.value(now)
+        now, shown, pacing = asyncio.get_running_loop().time(), self._progress, self._pacing
+        shown.step = result.step
+        shown.loss = result.sums["loss"] / samples
+        shown.losses.append(shown.loss)
+        shown.rate.add(samples, now)
+        self._adapt(samples, result.worked)
+        values = {"step": result.step, "loss": shown.loss, "seconds": result.seconds, "samples": samples}
+        values["samples_per_second"] = shown.rate.value(now)
+        values["microbatches"] = microbatches_of(self._fuel.config.data, samples)
+        values["microbatch_seconds"] = pacing.seconds
         self._fuel.telemetry.record("step", {"pipeline": self.pipeline}, values)
+
+    def _adapt(self, samples: int, seconds: float) -> None:
+        """Choose how large the steps to come are, so that all pipelines come to their rounds together."""
+        pacing = self._pacing
+        pacing.measured(samples, seconds)
+        others = [pace for pace in self._fuel.paces() if pace.pipeline != self.pipeline]
+        before = pacing.microbatches
+        if pacing.adapt(others):
+            log.info("pipeline %s: %d microbatches a step, %d before", self.pipeline, pacing.microbatches, before)
 
     async def _conclude(self, link: Link) -> None:
         """The budget is committed: agree with the siblings a last time, and see what was learned."""
@@ -263,10 +274,8 @@ class Drive:
 
     async def _give_back(self) -> None:
         """Somebody else trains on what was not committed here."""
-        await self._book_committed()
-        while self._pending:
-            await self._data.give_back(self._pending[0][1])
-            self._pending.popleft()
+        await self._supply.book(self._progress.step)
+        await self._supply.give_back()
         if self._phase != "finished":
             self._phase = "waiting"
             self._reason.set("stopped")

@@ -15,6 +15,7 @@ from distqat.averaging.averager import Averager
 from distqat.averaging.context import Context, Sibling
 from distqat.averaging.service import services as averaging_services
 from distqat.config import RunConfig
+from distqat.data.sampler import budget
 from distqat.data.sources import Source, open_source
 from distqat.data.tasks import find_task
 from distqat.discovery.records import ExpertRecord
@@ -156,7 +157,9 @@ class Expert:
         self._reason.set(f"building stage {index} of {config.model.stages}")
         task = find_task(source.task)
         # Not on the device: nothing else uses it yet, and reading torch for the first time takes seconds.
-        stage = await asyncio.to_thread(build_stage, config, source.shape, index, task, device.torch_device)
+        positions = budget(config.train.epochs, len(source.train))
+        build = partial(build_stage, config, source.shape, index, task, device.torch_device, positions)
+        stage = await asyncio.to_thread(build)
         circle = Context(
             me=context.me,
             endpoint=context.endpoint,
@@ -173,7 +176,8 @@ class Expert:
         async with Averager.open(circle) as averager:
             seat = Seat(context, config, stage, device, averager, self._reason)
             limits = replace(Limits.of(config), settle=circle.waits.total)
-            routes = PipelineService(seat, context.transport, context.me, config.id, limits)
+            timelines = context.telemetry.timelines
+            routes = PipelineService(seat, context.transport, context.me, config.id, limits, timelines)
             services = [*averaging_services(averager), routes.service()]
             for service in services:
                 context.server.add(service)

@@ -49,6 +49,14 @@ class Remote:
         """Its metric lines after that serial."""
         return (await self._ask(messages.METRICS, messages.MetricsRequest(after), messages.MetricsReply)).metrics
 
+    async def trace(self, pipeline: str, first: int, last: int, most: int = messages.MAX_SPANS) -> messages.TraceReply:
+        """Its spans of these steps of a pipeline, and its clock; `most` = 0: without spans, which is quick."""
+        return await self._ask(messages.TRACE, messages.TraceRequest(pipeline, first, last, most), messages.TraceReply)
+
+    def beside(self, endpoint: Endpoint, seconds: float = CALL_SECONDS) -> Remote:
+        """Another daemon, reached through the same transport."""
+        return Remote(self._transport, endpoint, seconds)
+
     async def add_role(self, role: str, stage: int | None = None) -> tuple[str, ...]:
         """Let it take a role; the roles that it then holds."""
         return (await self._ask(messages.ADD_ROLE, messages.RoleRequest(role, stage), messages.RoleReply)).roles

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -19,8 +20,9 @@ from distqat.model.device import Device
 from distqat.model.stage import Stage
 from distqat.pipeline.messages import Open
 from distqat.roles.context import RoleContext
-from distqat.roles.status import ExpertStatus, Receipt
+from distqat.roles.status import ExpertStatus, Receipt, StepTimes
 from distqat.telemetry import Rate, Reason
+from distqat.timeline import ROUND, Timeline
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Seat:
         self._config = config
         self._reason = reason
         self._route: Open | None = None  # How the route that runs through here was opened; None between routes.
+        self._timeline: Timeline | None = None  # That of the present route; None between routes.
         self._steps = 0  # Committed since the last round.
         self._samples = 0  # What local values stand for beyond the anchor; weighs the pseudo-gradient.
         self._quiet_since = 0.0  # When work was last delivered.
@@ -102,6 +105,7 @@ class Seat:
                 Receipt(r.round, r.contributors, r.samples, r.bytes, r.seconds, r.digest, r.lost) for r in receipts
             ),
             ready=self.is_ready,
+            times=StepTimes.of(self._timeline) if self._timeline is not None else None,
         )
 
     # What flow A asks of its host.
@@ -113,6 +117,7 @@ class Seat:
         if self.is_closing:
             raise RefusedError(f"{short(self._context.me)} gives stage {self.stage.index} back")
         self._route = opening
+        self._timeline = self._context.telemetry.timelines.of(opening.pipeline, self.stage.name, self.stage.index)
         self.unrouted.clear()
         self.phase = "training"
         self._reason.set(f"training {self.stage.name} in pipeline {opening.pipeline}")
@@ -142,7 +147,7 @@ class Seat:
 
     async def closed(self, reason: str) -> None:
         """The route is gone; the stage keeps what it holds, and waits for the next one."""
-        self._route = None
+        self._route = self._timeline = None
         self.unrouted.set()
         self._is_in_step = False
         self._quiet_since = asyncio.get_running_loop().time()
@@ -154,17 +159,21 @@ class Seat:
     async def synchronise(self) -> None:
         """One outer round with the siblings; if it fails, the local progress waits for the next one."""
         async with self._turn:
-            self._is_averaging = True
-            try:
-                await self._round()
-                self._steps = 0
-            except RoundError as error:
-                # Counted anew: the next round is tried after as many steps, not after each.
-                self._steps = 0
-                log.warning("%s: %s; the local progress is kept", self.stage.name, error)
-                self._context.telemetry.record("failed round", {"stage": self.stage.name, "reason": error.reason}, {})
-            finally:
-                self._is_averaging = False
+            with self._timeline.span(ROUND) if self._timeline is not None else nullcontext():
+                await self._try_round()
+
+    async def _try_round(self) -> None:
+        self._is_averaging = True
+        try:
+            await self._round()
+            self._steps = 0
+        except RoundError as error:
+            # Counted anew: the next round is tried after as many steps, not after each.
+            self._steps = 0
+            log.warning("%s: %s; the local progress is kept", self.stage.name, error)
+            self._context.telemetry.record("failed round", {"stage": self.stage.name, "reason": error.reason}, {})
+        finally:
+            self._is_averaging = False
 
     async def _round(self) -> None:
         await self._load()

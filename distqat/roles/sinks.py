@@ -65,7 +65,7 @@ def last_serials(path: Path) -> dict[str, int]:
 
 
 class WandbSink:
-    """Weights & Biases: one history, values named `<kind>/<pipeline or stage>/<value>`."""
+    """Weights & Biases: one history, values named `<kind>/<pipeline, stage, or both>/<value>`."""
 
     def __init__(self, wandb_run: Any) -> None:
         self._run = wandb_run
@@ -73,7 +73,8 @@ class WandbSink:
     def write(self, peer: str, lines: Sequence[MetricLine]) -> None:
         """Log the lines."""
         for line in lines:
-            where = line.labels.get("pipeline") or line.labels.get("stage") or short(peer)
+            words = [line.labels[name] for name in ("pipeline", "stage") if line.labels.get(name)]
+            where = "/".join(words) or short(peer)
             self._run.log({f"{line.kind}/{where}/{name}": value for name, value in line.values.items()})
 
 

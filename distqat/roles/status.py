@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from distqat.ids import NOWHERE, Endpoint, RunId, Seat
+from distqat.timeline import Timeline
+from distqat.times import DOWN, UP
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,43 @@ class Receipt:
     seconds: float = 0.0
     digest: str = ""
     lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LinkStatus:
+    """One direction of one hop, as its sender knows it; bytes are those of the last steps."""
+
+    way: str = ""
+    bytes: int = 0
+    raw: int = 0
+    rate: float = 0.0
+    compressed: bool = False
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Where the time of the last steps went, in seconds; `compute`, `round` and `wait` add up to all of it."""
+
+    seconds: float = 0.0
+    compute: float = 0.0
+    round: float = 0.0
+    wait: float = 0.0
+    codec: float = 0.0
+    wire: float = 0.0
+    links: tuple[LinkStatus, ...] = ()
+
+    @classmethod
+    def of(cls, timeline: Timeline) -> StepTimes | None:
+        """Of the last steps of a timeline; None before the first."""
+        recent = timeline.recent()
+        if not recent.step:
+            return None
+        links = tuple(
+            LinkStatus(way, sent.bytes, sent.raw, timeline.links[way].rate, timeline.links[way].compressed)
+            for way, sent in ((DOWN, recent.down), (UP, recent.up))
+            if way in timeline.links
+        )
+        return cls(recent.seconds, recent.compute, recent.round, recent.wait, recent.codec, recent.wire, links)
 
 
 @dataclass(frozen=True)
@@ -37,6 +76,7 @@ class ExpertStatus:
     receipts: tuple[Receipt, ...] = ()
     ready: bool = False
     pinned: bool = False
+    times: StepTimes | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +94,8 @@ class PipelineStatus:
     evaluation: float = math.nan
     replayed: int = 0
     losses: tuple[float, ...] = ()
+    microbatches: int = 0
+    microbatch_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

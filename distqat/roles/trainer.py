@@ -12,7 +12,7 @@ from distqat.config import RunConfig
 from distqat.data.client import LedgerClient, RemoteClaims
 from distqat.data.sampler import Sampler
 from distqat.data.sources import Source, open_source
-from distqat.discovery.records import TrainerRecord
+from distqat.discovery.records import Pace, TrainerRecord
 from distqat.errors import RefusedError
 from distqat.ids import Endpoint, PipelineId, Seat
 from distqat.roles.context import RoleContext, RoleOptions
@@ -72,7 +72,7 @@ class Trainer:
         self._phase = "joining"
         self._reason.set(f"opening data source {config.data.source}")
         source: Source = await asyncio.to_thread(open_source, config.data)
-        self._fuel = Fuel(context.me, context.transport, config, source, context.telemetry)
+        self._fuel = Fuel(context.me, context.transport, config, source, context.telemetry, self._paces)
         while self._phase != "draining":
             self._forget_ended()
             busy = sum(not task.done() for task in self._tasks.values())
@@ -126,9 +126,15 @@ class Trainer:
         planning = sorted((peer, e.record.endpoint) for peer, e in clients.items() if e.record.planning)
         return planning[0][1] if planning else None
 
+    def _paces(self) -> list[Pace]:
+        """How fast the run's pipelines are, as far as their trainers say so and live."""
+        trainers = self._context.directory.snapshot().trainers.values()
+        return list({pace.pipeline: pace for entry in trainers for pace in entry.record.paces}.values())
+
     def _announce(self) -> None:
         context = self._context
         steps = sum(drive.status(0.0).step for drive in self._drives.values())
+        paces = tuple(pace for drive in self._drives.values() if (pace := drive.pace) is not None)
         context.directory.announce(
-            TrainerRecord(context.endpoint, tuple(self._drives), step=steps, reason=str(self._reason))
+            TrainerRecord(context.endpoint, tuple(self._drives), step=steps, reason=str(self._reason), paces=paces)
         )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -18,6 +19,8 @@ from google.protobuf.message import DecodeError, Message
 from distqat.errors import MessageError
 
 T = TypeVar("T")
+
+_SCALARS = frozenset((int, str, float, bool))
 
 
 def encode(value: Any, kind: type[Message]) -> bytes:
@@ -38,58 +41,81 @@ def decode(cls: type[T], data: bytes | memoryview, kind: type[Message]) -> T:
 
 def fill(message: Message, value: Any) -> Any:
     """Write the fields of a dataclass into the message of the same shape, and return it."""
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        if item is None:
-            continue
-        if dataclasses.is_dataclass(item):
-            part = getattr(message, field.name)
+    cls: Any = type(value)
+    for name in _names(cls):
+        item = getattr(value, name)
+        if type(item) in _SCALARS:
+            setattr(message, name, item)
+        elif dataclasses.is_dataclass(item):
+            part = getattr(message, name)
             part.SetInParent()
             fill(part, item)
         elif isinstance(item, Mapping):
-            getattr(message, field.name).update(item)
+            getattr(message, name).update(item)
         elif isinstance(item, tuple | list):
-            target = getattr(message, field.name)
-            for entry in item:
-                if dataclasses.is_dataclass(entry):
-                    fill(target.add(), entry)
-                else:
-                    target.append(entry)
-        else:
-            setattr(message, field.name, item)
+            _extend(getattr(message, name), item)
+        elif item is not None:
+            setattr(message, name, item)
     return message
+
+
+def _extend(target: Any, items: Sequence[Any]) -> None:
+    if items and dataclasses.is_dataclass(items[0]):
+        for entry in items:
+            fill(target.add(), entry)
+    else:
+        target.extend(items)
 
 
 def read(cls: type[T], message: Message) -> T:
     """The dataclass of a message of the same shape."""
-    values = {name: _read_field(message, name, hint) for name, hint in _hints(typing.cast(type, cls)).items()}
-    return cls(**values)
+    make: Any = cls
+    return typing.cast(T, make(*[read_field(message) for read_field in _readers(make)]))
 
 
-def _read_field(message: Message, name: str, hint: Any) -> Any:
-    is_optional, kind = _unwrap(hint)
-    if is_optional and not message.HasField(name):
-        return None
-    value = getattr(message, name)
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        entry: Any = typing.get_args(kind)[0]
-        return tuple(_read_entry(entry, item) for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        return dict(value)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return read(kind, value)
-    return value
-
-
-def _read_entry(kind: type, item: Any) -> Any:
-    return read(kind, item) if dataclasses.is_dataclass(kind) else item
+_Reader = Callable[[Any], Any]
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
+
+
+@functools.cache
+def _readers(cls: type) -> tuple[_Reader, ...]:
+    """How each field of the dataclass is read, in their order; worked out once, since messages are many."""
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return tuple(_reader(field.name, hints[field.name]) for field in dataclasses.fields(cls))
+
+
+def _reader(name: str, hint: Any) -> _Reader:
+    is_optional, kind = _unwrap(hint)
+    value = operator.attrgetter(name)
+    convert = _converter(kind)
+    if is_optional:
+        return lambda message: convert(value(message)) if message.HasField(name) else None
+    return value if convert is _as_it_is else lambda message: convert(value(message))
+
+
+def _converter(kind: Any) -> _Reader:
+    """From a field's value in protobuf to that of the dataclass."""
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        entry: Any = typing.get_args(kind)[0]
+        if not dataclasses.is_dataclass(entry):
+            return tuple
+        one = _converter(entry)
+        return lambda items: tuple(one(item) for item in items)
+    if origin is not None and issubclass(origin, Mapping):
+        return dict
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        part: Any = kind
+        return lambda message: read(part, message)
+    return _as_it_is
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _unwrap(hint: Any) -> tuple[bool, Any]:

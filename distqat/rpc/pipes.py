@@ -118,7 +118,7 @@ class LocalStream:
     def __repr__(self) -> str:
         return f"<LocalStream {self.flow} out {self.outgoing} in {self.incoming}>"
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, more: bool = False) -> None:
         """Send one message; waits while the other side is not keeping up."""
         if self._finished:
             raise RpcError(f"this side of the {self.flow} stream has finished sending")

@@ -18,6 +18,8 @@ from distqat.ids import Endpoint
 from distqat.rpc import endings
 from distqat.rpc.endings import FINISH
 from distqat.rpc.handlers import Outcome, again
+from distqat.rpc.inflow import Inflow
+from distqat.rpc.outflow import Outflow
 from distqat.rpc.pipes import checked
 from distqat.rpc.status import error_of
 from distqat.rpc.traffic import Meter
@@ -28,9 +30,6 @@ ServerContext = grpc.aio.ServicerContext[bytes, bytes]
 
 _FOREIGN = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
 """Whatever gRPC raises when a stream is over."""
-
-_RETRY = 0.01
-"""Seconds until gRPC is asked again whether it has room for a handler's last word."""
 
 _LAST_READ = 1.0
 """Seconds that the last read of a call that is over may take; it has nothing to wait for."""
@@ -43,35 +42,29 @@ class GrpcStream(ABC):
         self.method = method
         self._meter = meter
         self._max_message = max_message
-        self._group = group  # Owns the read that is under way.
-        self._reading: asyncio.Task[Outcome[bytes | None]] | None = None  # Outlives a receive that is cancelled.
-        self._receiving = asyncio.Lock()  # gRPC allows one read at a time,
-        self._sending = asyncio.Lock()  # and one write.
+        self._inflow = Inflow(str(method), self._read_once, group)  # gRPC allows one read at a time,
+        self._outflow = Outflow(str(method), self._write_once, group)  # and one write.
         self._finished = False  # This end sends no more.
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.method}{' finished' if self._finished else ''}>"
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, more: bool = False) -> None:
         """Send one message; waits while the other side is not keeping up."""
         if self._finished:
             raise RpcError(f"this side of the {self.method} stream has finished sending")
         message = checked(data, self._max_message)
         if endings.is_end(message):
             raise MessageError("a zero byte, or one and a name, stands for the end of a stream")
-        async with self._sending:
-            await self._send_once(message)
+        self._check_open()
+        await self._outflow.put(message)
+        if not more:
+            await self._outflow.drain()
         self._meter.sent(self.method.flow, message)
 
     async def receive(self) -> bytes | None:
         """The next message, or None when the other side has finished sending."""
-        async with self._receiving:
-            # If this wait is cancelled, the read goes on and the next receive takes what it brings.
-            await asyncio.wait({self._start_reading()})
-            reading, self._reading = self._start_reading(), None
-        if reading.cancelled():
-            raise UnreachableError(f"the {self.method} stream is closed")
-        message = reading.result().get()
+        message = await self._inflow.get()
         if message is not None:
             self._meter.received(self.method.flow, message)
         return message
@@ -80,19 +73,12 @@ class GrpcStream(ABC):
         """Say that no more will be sent."""
         if not self._finished:
             self._finished = True
-            async with self._sending:
-                await self._half_close()
+            await self._half_close()
 
     def close(self) -> None:
-        """No more is received; the owner's group joins the read."""
-        if self._reading is not None:
-            self._reading.cancel()
-
-    def _start_reading(self) -> asyncio.Task[Outcome[bytes | None]]:
-        """The read that is under way, or has brought what nobody has received yet."""
-        if self._reading is None:
-            self._reading = self._group.create_task(self._read_once(), name=f"{self.method} read")
-        return self._reading
+        """Nothing more is received or sent; the owner's group joins the tasks that read and write."""
+        self._inflow.close()
+        self._outflow.close()
 
     async def _read_once(self) -> Outcome[bytes | None]:
         try:
@@ -102,15 +88,14 @@ class GrpcStream(ABC):
         except DistqatError as error:
             return Outcome(error=error)
 
-    async def _send_once(self, message: bytes) -> None:
+    async def _write_once(self, message: bytes) -> DistqatError | None:
         try:
             await self._write(message)
         except _FOREIGN as error:
-            raise await self._explain(error) from None
-        except asyncio.CancelledError:
-            if is_cancelled():
-                raise
-            raise UnreachableError(f"the {self.method} stream is closed") from None
+            return await self._explain(error)
+        except DistqatError as error:
+            return error
+        return None
 
     @abstractmethod
     async def _read(self) -> bytes | None:
@@ -119,6 +104,10 @@ class GrpcStream(ABC):
     @abstractmethod
     async def _write(self, message: bytes) -> None:
         """Hand one message to gRPC."""
+
+    @abstractmethod
+    def _check_open(self) -> None:
+        """Raise what a sender is told after the other side has said that it ends."""
 
     @abstractmethod
     async def _half_close(self) -> None:
@@ -172,12 +161,12 @@ class CallerStream(GrpcStream):
 
     async def _write(self, message: bytes) -> None:
         self._check_open()
-        reading = self._start_reading()  # One who only sends must learn of the end too.
+        self._inflow.start()  # One who only sends must learn of the end too.
         try:
             await self._call.write(message)
         except _FOREIGN:
             # The call is over, and what comes last says why better than gRPC does now.
-            await asyncio.wait({reading}, timeout=_LAST_READ)
+            await self._inflow.idle(_LAST_READ)
             self._check_open()
             raise
 
@@ -185,13 +174,13 @@ class CallerStream(GrpcStream):
         if self._end is not None:
             return
         try:
-            await self._send_once(FINISH)
+            await self._outflow.put(FINISH)
+            await self._outflow.drain()
             await self._call.done_writing()
         except (DistqatError, *_FOREIGN):
             pass  # The other side has ended, or is gone: receiving tells which.
 
     def _check_open(self) -> None:
-        """Raise what a sender is told after the handler has ended."""
         if self._end is not None:
             raise again(self._end.error) if self._end.error is not None else self._ended()
 
@@ -224,7 +213,6 @@ class HandlerStream(GrpcStream):
         self._context = context
         self._ended = False  # The caller has said that it sends no more.
         self._gone = False  # The caller has left.
-        self._cut = False  # A send was cancelled; gRPC may still be busy with its message.
 
     async def _read(self) -> bytes | None:
         if self._ended:
@@ -239,11 +227,10 @@ class HandlerStream(GrpcStream):
         return cast(bytes, message)
 
     async def _write(self, message: bytes) -> None:
-        try:
-            await self._context.write(message)
-        except asyncio.CancelledError:
-            self._cut = True
-            raise
+        await self._context.write(message)
+
+    def _check_open(self) -> None:
+        """A caller that sends no more may still receive."""
 
     async def _half_close(self) -> None:
         """A handler finishes by returning."""
@@ -256,20 +243,10 @@ class HandlerStream(GrpcStream):
         """
         if self._ended or self._gone:
             return
-        self._start_reading()
-        await self._write_end(endings.write(error))
+        self._inflow.start()
+        await self._outflow.put(endings.write(error))
         while not self._ended:
             await self.receive()
-
-    async def _write_end(self, frame: bytes) -> None:
-        while True:
-            try:
-                return await self._context.write(frame)
-            except _FOREIGN:
-                # gRPC takes one message at a time, and does not tell when it is through with that of a cancelled send.
-                if not self._cut or self._gone:
-                    raise self._left() from None
-            await asyncio.sleep(_RETRY)
 
     async def _explain(self, error: Exception) -> DistqatError:
         return self._left()

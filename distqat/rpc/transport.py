@@ -93,12 +93,13 @@ class Stream(Protocol):
     breaks, the server closes, or the caller sends for more than a second without receiving what is there.)
     """
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, more: bool = False) -> None:
         """Send one message; waits while the other side is not keeping up. Raises RpcError.
 
         After the handler has ended it soon raises the handler's error or UnreachableError; what is sent in the moment
-        before is lost in silence.
-        If it is cancelled the stream may be broken: nobody knows how much of the message has left.
+        before is lost in silence. If it is cancelled the message is sent whole or not at all.
+        With `more` the next message follows at once: it is enough that there is room for that one, so that it can be
+        made while this one leaves; what goes wrong with this one is raised by the last, which must be without `more`.
         """
         ...
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from distqat.errors import MessageError
+from distqat.wire.payload import Payload
 
 CHUNK_BYTES = 1 << 20
 """Payload of one frame; about 1 MiB moves fastest through gRPC (docs/design/wire.md)."""
@@ -17,8 +20,13 @@ CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 64 << 10
 """A header is small; a larger one is garbage."""
 
+ALIGNMENT = 64
+"""Bytes; what a decoded tensor starts at, so that it need not be copied (model/boundary.py)."""
+
 _HEADER_TAG = 0x0A
 _PAYLOAD_TAG = 0x12
+_HEADER_TAG_BYTE = bytes((_HEADER_TAG,))
+_PAYLOAD_TAG_BYTE = bytes((_PAYLOAD_TAG,))
 
 
 @dataclass(frozen=True)
@@ -29,12 +37,12 @@ class Chunk:
     total: int
 
 
-def join(header: bytes, payload: bytes | memoryview = b"") -> bytes:
-    """One frame from a serialised header and its part of the payload."""
-    parts: list[bytes | memoryview] = [bytes((_HEADER_TAG,)), _varint(len(header)), header]
-    if len(payload):
-        parts += [bytes((_PAYLOAD_TAG,)), _varint(len(payload)), payload]
-    return b"".join(parts)
+def join(header: bytes, *payload: bytes | memoryview) -> bytes:
+    """One frame from a serialised header and the views that hold its part of the payload. Copies them once."""
+    length = sum(len(view) for view in payload)
+    if not length:
+        return b"".join((_HEADER_TAG_BYTE, _varint(len(header)), header))
+    return b"".join((_HEADER_TAG_BYTE, _varint(len(header)), header, _PAYLOAD_TAG_BYTE, _varint(length), *payload))
 
 
 def split(frame: bytes) -> tuple[memoryview, memoryview]:
@@ -51,11 +59,11 @@ def split(frame: bytes) -> tuple[memoryview, memoryview]:
     return header, payload
 
 
-def chunks(payload: memoryview, size: int = CHUNK_BYTES) -> Iterator[tuple[Chunk, memoryview]]:
-    """Cut a payload; an empty one gives one empty chunk."""
+def chunks(payload: Payload, size: int = CHUNK_BYTES) -> Iterator[tuple[Chunk, list[memoryview]]]:
+    """Cut a payload into views; an empty one gives one chunk without any."""
     total = len(payload)
     for offset in range(0, max(total, 1), size):
-        yield Chunk(offset, total), payload[offset : offset + size]
+        yield Chunk(offset, total), payload.cut(offset, offset + size)
 
 
 class Assembler:
@@ -63,8 +71,13 @@ class Assembler:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._buffer: bytearray | None = None  # The payload so far; None before the first chunk.
+        self._buffer: memoryview | None = None  # The payload so far; None before the first chunk.
         self._filled = 0  # Bytes of it that have arrived.
+
+    @property
+    def expected(self) -> Chunk | None:
+        """Where the next chunk of the message has to lie; None between messages."""
+        return Chunk(self._filled, len(self._buffer)) if self._buffer is not None else None
 
     def add(self, chunk: Chunk, data: memoryview) -> memoryview | None:
         """Take the next chunk; the whole payload once it is complete, else None. Raises MessageError."""
@@ -79,15 +92,22 @@ class Assembler:
         if self._buffer is None:
             if len(data) == chunk.total:
                 return data
-            self._buffer = bytearray(chunk.total)
+            self._buffer = aligned(chunk.total)
         elif len(self._buffer) != chunk.total:
             raise MessageError(f"a chunk of a message of {chunk.total} bytes within one of {len(self._buffer)}")
         self._buffer[chunk.offset : chunk.offset + len(data)] = data
         self._filled += len(data)
         if self._filled < chunk.total:
             return None
-        whole, self._buffer, self._filled = memoryview(self._buffer), None, 0
+        whole, self._buffer, self._filled = self._buffer, None, 0
         return whole
+
+
+def aligned(size: int) -> memoryview:
+    """So many writable bytes, not cleared, from an address at which torch likes its tensors to start."""
+    block = np.empty(size + ALIGNMENT - 1, dtype=np.uint8)
+    begin = -block.ctypes.data % ALIGNMENT
+    return block[begin : begin + size].data
 
 
 def _varint(value: int) -> bytes:

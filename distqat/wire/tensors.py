@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from distqat.errors import ConfigError, MessageError, TensorError
 from distqat.wire import codecs
+from distqat.wire.codecs.codec import CPU
+from distqat.wire.compression import Compression
+from distqat.wire.payload import Payload
+from distqat.wire.zstd import compress, decompress
+
+EXACT = "none"
+"""The codec that changes nothing."""
 
 MAX_DIMENSIONS = 8
 """More than any model here uses; checked before a shape is believed."""
@@ -42,12 +49,20 @@ class TensorHeader:
     shape: tuple[int, ...]
     codec: str
     bytes: int
+    """Of the payload."""
+    raw: int = 0
+    """Bytes that the codec made, where zstd came after it; 0: they travel as they are."""
 
 
-def encode(tensors: Mapping[str, torch.Tensor], codec: str = "none") -> tuple[list[TensorHeader], memoryview]:
-    """Headers and payload of the tensors, in their order. Integer tensors always travel exactly.
+def encode(
+    tensors: Mapping[str, torch.Tensor],
+    codec: str | Mapping[str, str] = EXACT,
+    compression: Compression | None = None,
+) -> tuple[list[TensorHeader], Payload]:
+    """Headers and payload of the tensors, in their order.
 
-    Raises TensorError for an element type that the other side would not take.
+    `codec` is that of all tensors, or of each by its name; one that is not named travels exactly, and so do integers
+    always. Raises TensorError for what the other side would not take, and for NaN and infinity under a lossy codec.
     """
     headers: list[TensorHeader] = []
     parts: list[memoryview] = []
@@ -55,15 +70,37 @@ def encode(tensors: Mapping[str, torch.Tensor], codec: str = "none") -> tuple[li
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in DTYPES:
             raise TensorError(f"tensor '{name}' has element type '{dtype}', which does not travel")
-        used = codecs.find(codec if tensor.is_floating_point() else "none")
+        used = codecs.find(codec_of(name, tensor, codec))
         data = used.encode(tensor) if tensor.numel() else memoryview(b"")
-        headers.append(TensorHeader(name, dtype, tuple(tensor.shape), used.name, len(data)))
+        small = compress(data, compression) if compression is not None else None
+        raw, data = (len(data), small) if small is not None else (0, data)
+        headers.append(TensorHeader(name, dtype, tuple(tensor.shape), used.name, len(data), raw))
         parts.append(data)
-    return headers, parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+    return headers, Payload(parts)
 
 
-def decode(headers: Sequence[TensorHeader], payload: memoryview) -> dict[str, torch.Tensor]:
-    """New tensors by name. Raises MessageError when headers and payload do not fit together."""
+def codec_of(name: str, tensor: torch.Tensor, codec: str | Mapping[str, str]) -> str:
+    """Codec that a tensor travels with, if these were asked for."""
+    if not tensor.is_floating_point():
+        return EXACT
+    return codec if isinstance(codec, str) else codec.get(name, EXACT)
+
+
+def work(tensor: torch.Tensor, codec: str) -> int:
+    """Bytes that encoding has to touch; 0 where the tensor travels from where it lies."""
+    return 0 if codec == EXACT and tensor.is_contiguous() and tensor.device == CPU else tensor.nbytes
+
+
+def raw_bytes(headers: Iterable[TensorHeader]) -> int:
+    """Bytes of the tensors before zstd, as far as the headers say the truth."""
+    return sum(header.raw or header.bytes for header in headers)
+
+
+def decode(headers: Sequence[TensorHeader], payload: memoryview, device: torch.device = CPU) -> dict[str, torch.Tensor]:
+    """Tensors by name, on the device; they may share memory with a payload that can be written to.
+
+    Raises MessageError when headers and payload do not fit together.
+    """
     expected = sum(header.bytes for header in headers)
     if expected != len(payload):
         raise MessageError(f"headers speak of {expected} bytes, the payload has {len(payload)}")
@@ -72,12 +109,12 @@ def decode(headers: Sequence[TensorHeader], payload: memoryview) -> dict[str, to
     for header in headers:
         if header.name in tensors:
             raise MessageError(f"tensor '{header.name}' is there twice")
-        tensors[header.name] = _decode_one(header, payload[offset : offset + header.bytes])
+        tensors[header.name] = _decode_one(header, payload[offset : offset + header.bytes], device)
         offset += header.bytes
     return tensors
 
 
-def _decode_one(header: TensorHeader, data: memoryview) -> torch.Tensor:
+def _decode_one(header: TensorHeader, data: memoryview, device: torch.device) -> torch.Tensor:
     dtype = DTYPES.get(header.dtype)
     if dtype is None:
         raise MessageError(f"tensor '{header.name}' has element type '{header.dtype}', which is not taken")
@@ -89,6 +126,11 @@ def _decode_one(header: TensorHeader, data: memoryview) -> torch.Tensor:
         codec = codecs.find(header.codec)
     except ConfigError as error:
         raise MessageError(f"tensor '{header.name}': {error.reason}") from None
-    if codec.size(math.prod(header.shape), dtype) != len(data):
-        raise MessageError(f"tensor '{header.name}' of shape {header.shape} does not take {len(data)} bytes")
-    return codec.decode(data, dtype, header.shape)
+    size = codec.size(math.prod(header.shape), dtype)
+    if size != (header.raw or len(data)):
+        raise MessageError(
+            f"tensor '{header.name}' of shape {header.shape} does not take {header.raw or len(data)} bytes"
+        )
+    if header.raw:
+        data = decompress(data, header.raw)
+    return codec.decode(data, dtype, header.shape, device)

@@ -45,9 +45,9 @@ class _TrapStream:
         self.inner = inner
         self.trap = trap
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, more: bool = False) -> None:
         await self.trap.hook("send")
-        await self.inner.send(data)
+        await self.inner.send(data, more)
 
     async def receive(self) -> bytes | None:
         return await self.inner.receive()

@@ -13,12 +13,14 @@ from distqat.cli import show
 from distqat.ids import Endpoint, PeerId, RunId, Seat, StageIndex
 from distqat.roles.status import (
     ExpertStatus,
+    LinkStatus,
     Loss,
     PeerStatus,
     PipelineStatus,
     Receipt,
     RoleStatus,
     RunStatus,
+    StepTimes,
     SwarmStatus,
     Traffic,
 )
@@ -26,7 +28,10 @@ from distqat.roles.status import (
 RUN = RunId("digits", "0123456789abcdef" * 2)
 ALICE, BOB = "a" * 40, "b" * 40
 SEAT = Seat(PeerId(BOB), Endpoint("10.0.0.2", 7000), StageIndex(0))
-LINE = PipelineStatus("p1-00ff", 3, (SEAT,), 12, 0.5, 80.0, "training", "training", losses=(3.0, 2.0, 1.0))
+LINE = PipelineStatus(
+    "p1-00ff", 3, (SEAT,), 12, 0.5, 80.0, "training", "training", losses=(3.0, 2.0, 1.0), microbatches=5,
+    microbatch_seconds=0.0123,
+)  # fmt: skip
 CLIENT = PeerStatus(
     ALICE,
     Endpoint("10.0.0.1", 7000),
@@ -79,6 +84,7 @@ def test_json_is_complete_and_has_no_nan() -> None:
     assert tree["healthy"] is True
     assert tree["run"]["committed"] == 320
     assert tree["pipelines"][0]["evaluation"] is None
+    assert tree["pipelines"][0]["microbatches"] == 5
     assert tree["peers"][1]["roles"][0]["expert"]["receipts"][0]["contributors"] == [BOB]
 
 
@@ -88,9 +94,37 @@ def test_people_see_who_does_what_and_why() -> None:
     out = io.StringIO()
     Console(file=out, width=240).print(show.render(swarm))
     text = out.getvalue()
-    for words in ("digits@01234567", "healthy", "320/640", "p1-00ff", "mlp/0", "29902a2f", "1.5 MB", "training mlp/0"):
+    for words in ("digits@01234567", "healthy", "320/640", "p1-00ff", "mlp/0", "29902a2f", "1.5 MB", "5 x 12.3 ms"):
         assert words in text
     assert "lost cccccccc: UnreachableError: refused" in text
+
+
+def test_an_expert_shows_where_its_time_goes() -> None:
+    links = (LinkStatus("down", 1000, 4000, 2e6, True), LinkStatus("up", 1000, 4000))
+    times = StepTimes(seconds=4.0, compute=2.4, round=0.4, wait=1.2, codec=0.2, wire=0.8, links=links)
+    role = EXPERT.roles[0]
+    assert role.expert is not None
+    busy = replace(EXPERT, roles=(replace(role, expert=replace(role.expert, times=times)),))
+    out = io.StringIO()
+    Console(file=out, width=240).print(show.render(SwarmStatus((CLIENT, busy))))
+    (row,) = [line for line in out.getvalue().splitlines() if "zstd" in line]
+    words = [part.strip() for part in row.split("  ") if part.strip()]
+    assert words == ["bbbbbbbb (mlp/0)", "60%", "10%", "30%", "5%", "20%", "2.0 MB/s 4.0x zstd", "? 4.0x"]
+    tree = json.loads(show.as_json(SwarmStatus((CLIENT, busy))))
+    told = tree["peers"][1]["roles"][0]["expert"]["times"]
+    assert (told["wait"], told["links"][0]["compressed"]) == (1.2, True)
+
+
+def test_a_pace_that_is_not_measured_is_not_shown() -> None:
+    def shown(line: PipelineStatus) -> str:
+        role = replace(CLIENT.roles[1], pipelines=(line,))
+        out = io.StringIO()
+        Console(file=out, width=240).print(show.render(SwarmStatus((replace(CLIENT, roles=(CLIENT.roles[0], role)),))))
+        return next(row for row in out.getvalue().splitlines() if "p1-00ff" in row)
+
+    assert " 5 " in shown(replace(LINE, microbatch_seconds=0.0))
+    assert " ms" not in shown(replace(LINE, microbatch_seconds=0.0))
+    assert " 0 " not in shown(replace(LINE, microbatches=0, microbatch_seconds=0.0))
 
 
 def test_without_a_client_it_is_said() -> None:

@@ -2,23 +2,26 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from distqat.data.client import Batch, Claims, LedgerClient, LocalClaims, RemoteClaims
 from distqat.data.ledger import Ledger
 from distqat.data.sampler import Sampler
 from distqat.data.service import data_service
-from distqat.data.sources import ArraySplit, Source
+from distqat.data.sources import Arrays, ArraySplit, Source
 from distqat.errors import MessageError, WrongRunError
 from distqat.ids import Endpoint, RunId
 from distqat.model.shapes import DataShape
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Service
-from tests.support import run_virtual, until
+from tests.support import run, run_virtual, until
 
 RUN = RunId("digits", "0123")
 NUM_SAMPLES = 10
@@ -159,6 +162,49 @@ def test_a_cancelled_claim_is_not_lost() -> None:
             assert ledger.open == 4
 
     run_virtual(main())
+
+
+class SlowSamples(ArraySplit):
+    """Large ones, which are read on a thread; each read waits until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__({"inputs": np.zeros((NUM_SAMPLES, 1 << 16), np.float32), "labels": np.arange(NUM_SAMPLES)})
+        self.may_go_on = threading.Event()
+        self.threads: list[str] = []
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> Arrays:
+        self.threads.append(threading.current_thread().name)
+        assert self.may_go_on.wait(10.0)
+        return super().batch(indices)
+
+
+def test_large_batches_are_read_beside_the_event_loop_and_not_lost_when_that_is_cancelled() -> None:
+    async def main() -> None:
+        ledger, samples = Ledger(20), SlowSamples()
+        feed = LedgerClient("p1", replace(SOURCE, train=samples), SAMPLER, LocalClaims(ledger))
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(feed.next(4))
+            await until(lambda: samples.threads)
+            task.cancel()
+        samples.may_go_on.set()
+        batch = await take(feed, 4)
+        assert (batch.begin, batch.end, ledger.open) == (0, 4, 4)
+        assert (await take(feed, 4)).begin == 4
+        assert len(samples.threads) == 3
+        assert threading.main_thread().name not in samples.threads
+
+    run(main())
+
+
+def test_small_batches_are_read_at_once() -> None:
+    async def main() -> None:
+        feed = client(LocalClaims(Ledger(20)))
+        await take(feed, 4)  # The first one tells how large they are.
+        reading = asyncio.ensure_future(feed.next(4))
+        await asyncio.sleep(0)
+        assert reading.done()
+
+    run(main())
 
 
 def test_it_waits_for_a_client_that_is_away() -> None:

@@ -25,6 +25,7 @@ from distqat.discovery.records import (
     ClientRecord,
     ConfigRecord,
     ExpertRecord,
+    Pace,
     PeerRecord,
     Record,
     TrainerRecord,
@@ -45,7 +46,7 @@ RECORDS: list[Record] = [
     ConfigRecord(RUN, HERE),
     ExpertRecord(HERE),
     ExpertRecord(HERE, True, StageIndex(3), True, 17, 4, "d1", True, "training"),
-    TrainerRecord(HERE, (PipelineId("a"), PipelineId("b")), 9, "waiting: stage 1 of 2 has no expert"),
+    TrainerRecord(HERE, (PipelineId("a"), PipelineId("b")), 9, "driving", (Pace(PipelineId("a"), 0.02, 5),)),
     ClientRecord(HERE, True, "planning"),
 ]
 DECODERS: list[Callable[[bytes], object]] = [
@@ -112,6 +113,20 @@ def test_a_peer_with_too_many_words_is_refused() -> None:
         messages.decode_record(PeerRecord, messages.encode_record(PeerRecord(HERE, ("role",) * 257)))
     with pytest.raises(MessageError, match="digest of 600 characters"):
         messages.decode_record(ExpertRecord, messages.encode_record(ExpertRecord(HERE, digest="d" * 600)))
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_pace_that_cannot_be_is_refused(seconds: float) -> None:
+    record = TrainerRecord(HERE, paces=(Pace(PipelineId("a"), seconds, 4),))
+    with pytest.raises(MessageError, match="a pace of"):
+        messages.decode_record(TrainerRecord, messages.encode_record(record))
+
+
+def test_of_too_many_paces_the_first_are_announced() -> None:
+    record = TrainerRecord(HERE, paces=tuple(Pace(PipelineId(f"p{i}"), 1.0, 4) for i in range(200)))
+    data = messages.encode_record(record)
+    assert len(data) < messages.MAX_BODY_BYTES
+    assert messages.decode_record(TrainerRecord, data).paces == record.paces[: messages.MAX_PACES]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,13 @@ from torch import Tensor
 
 from distqat.config import RunConfig
 from distqat.ids import MicrobatchId
+from distqat.model.agreement import LossScale, decide, first_scale
 from distqat.model.build import build_stage
 from distqat.model.shapes import DataShape
-from distqat.model.stage import Stage
+from distqat.model.stage import CPU, Stage
+from distqat.model.terms import Terms
+
+torch.set_num_threads(1)
 
 MICROBATCHES = 4
 SAMPLES = 4
@@ -40,17 +44,26 @@ class CrossEntropy:
         return total, {"loss": float(total.detach()), "samples": float(len(output))}
 
 
-def config(model: str, stages: int = 1, options: dict[str, Any] | None = None, **optimizer: Any) -> RunConfig:
+def config(
+    model: str, stages: int = 1, options: dict[str, Any] | None = None, precision: str = "fp32", **optimizer: Any
+) -> RunConfig:
     """A run of that model with small options."""
     chosen = MODELS[model][1] if options is None else options
     section = {"name": model, "stages": stages, "options": chosen}
-    return RunConfig.model_validate({"model": section, "optimizer": optimizer})
+    return RunConfig.model_validate({"model": section, "optimizer": optimizer, "train": {"precision": precision}})
 
 
-def stages(model: str, number: int, options: dict[str, Any] | None = None, **optimizer: Any) -> list[Stage]:
+def stages(
+    model: str, number: int, options: dict[str, Any] | None = None, precision: str = "fp32", **optimizer: Any
+) -> list[Stage]:
     """All stages of a run, each built alone."""
-    run = config(model, number, options, **optimizer)
-    return [build_stage(run, MODELS[model][0], index, CrossEntropy()) for index in range(number)]
+    run = config(model, number, options, precision, **optimizer)
+    return chain(run, MODELS[model][0])
+
+
+def chain(run: RunConfig, shape: DataShape, budget: int | None = None) -> list[Stage]:
+    """All stages of that run, each built alone."""
+    return [build_stage(run, shape, index, CrossEntropy(), CPU, budget) for index in range(run.model.stages)]
 
 
 def batch(shape: DataShape, seed: int, samples: int = SAMPLES * MICROBATCHES) -> tuple[Tensor, Tensor]:
@@ -73,30 +86,63 @@ def wire(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
+class Drive:
+    """Steps through a chain on agreed terms, all forwards of a step before its first backward."""
+
+    def __init__(self, chain: Sequence[Stage], scale: LossScale | None = None, budget: int = 1 << 30) -> None:
+        self.chain = chain
+        self.training = chain[0].training
+        self.scale = scale or first_scale(self.training.precision)
+        self.budget = budget
+        self.samples = 0
+        self.factors: list[float] = []  # Of the steps so far.
+
+    def step(self, step: int, inputs: Tensor, labels: Tensor, number: int = MICROBATCHES) -> float:
+        """One step; the batch's mean loss."""
+        loss = self.compute(step, inputs, labels, number)
+        self.conclude(step)
+        self.samples += len(inputs)
+        return loss
+
+    def conclude(self, step: int) -> None:
+        """Agree on the step and commit it."""
+        squares = [square for stage in self.chain for square in stage.square_norms(step)]
+        verdict = decide(squares, self.training.optimizer, self.training.precision, self.scale)
+        terms = Terms(self.samples / self.budget, verdict.factor)
+        for stage in self.chain:
+            assert stage.commit(step, terms)
+        self.scale = verdict.scale
+        self.factors.append(verdict.factor)
+
+    def compute(self, step: int, inputs: Tensor, labels: Tensor, number: int = MICROBATCHES) -> float:
+        """Forwards, losses and backwards of a step."""
+        self.chain[-1].loss_scale = self.scale.value
+        parts = microbatches(inputs, labels, number)
+        hidden = [part for part, _ in parts]
+        for stage in self.chain[:-1]:
+            hidden = [wire(stage.forward(MicrobatchId(step, index), part)) for index, part in enumerate(hidden)]
+        results = [
+            self.chain[-1].loss(MicrobatchId(step, index), part, {"labels": target}, len(inputs))
+            for index, (part, (_, target)) in enumerate(zip(hidden, parts, strict=True))
+        ]
+        for index, result in enumerate(results):
+            gradient = result.gradient
+            for stage in reversed(self.chain[:-1]):
+                assert gradient is not None
+                gradient = stage.backward(MicrobatchId(step, index), wire(gradient))
+            assert gradient is None
+        return sum(result.sums["loss"] for result in results) / len(inputs)
+
+
 def train_step(chain: Sequence[Stage], step: int, inputs: Tensor, labels: Tensor, number: int = MICROBATCHES) -> float:
-    """One step through the chain, all forwards before the first backward; the batch's mean loss."""
-    parts = microbatches(inputs, labels, number)
-    hidden = [part for part, _ in parts]
-    for stage in chain[:-1]:
-        hidden = [wire(stage.forward(MicrobatchId(step, index), part)) for index, part in enumerate(hidden)]
-    results = [
-        chain[-1].loss(MicrobatchId(step, index), part, {"labels": target}, len(inputs))
-        for index, (part, (_, target)) in enumerate(zip(hidden, parts, strict=True))
-    ]
-    for index, result in enumerate(results):
-        gradient = result.gradient
-        for stage in reversed(chain[:-1]):
-            assert gradient is not None
-            gradient = stage.backward(MicrobatchId(step, index), wire(gradient))
-        assert gradient is None
-    for stage in chain:
-        assert stage.commit(step)
-    return sum(result.sums["loss"] for result in results) / len(inputs)
+    """One step through the chain; the batch's mean loss."""
+    return Drive(chain).step(step, inputs, labels, number)
 
 
-def train(chain: Sequence[Stage], shape: DataShape, steps: int) -> list[float]:
+def train(chain: Sequence[Stage], shape: DataShape, steps: int, scale: LossScale | None = None) -> list[float]:
     """Losses of so many steps, each on a batch of its own."""
-    return [train_step(chain, step, *batch(shape, step)) for step in range(1, steps + 1)]
+    drive = Drive(chain, scale)
+    return [drive.step(step, *batch(shape, step)) for step in range(1, steps + 1)]
 
 
 def tensors(chain: Sequence[Stage]) -> dict[str, Tensor]:

@@ -38,3 +38,22 @@ def test_gradients_come_back_canonical() -> None:
     crossed.register_hook(seen.append)  # type: ignore[no-untyped-call]
     torch.autograd.backward(crossed.mean((2, 3)).sum())
     assert seen[0].is_contiguous()
+
+
+def test_customs_are_passed_both_ways_and_not_differentiated() -> None:
+    seen: list[torch.Tensor] = []
+
+    def doubled(tensor: torch.Tensor) -> torch.Tensor:
+        seen.append(tensor)
+        return tensor * 2
+
+    leaf = boundary.enter(torch.ones(2, 2).t(), doubled)
+    assert leaf.is_leaf
+    crossed = boundary.cross(leaf * 3, torch.bfloat16, doubled)
+    assert crossed.dtype == torch.bfloat16
+    assert crossed.tolist() == [[6.0, 6.0], [6.0, 6.0]]
+    torch.autograd.backward(crossed.float().sum())
+    assert leaf.grad is not None
+    # 1 is doubled at the crossing, multiplied by 3, and doubled on its way out.
+    assert leaf.grad.tolist() == [[12.0, 12.0], [12.0, 12.0]]
+    assert [tensor.dtype for tensor in seen] == [torch.bfloat16, torch.bfloat16, torch.float32]

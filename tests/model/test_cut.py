@@ -11,7 +11,7 @@ from distqat.model import rng, zoo
 from distqat.model.zoo.blocks import BlockSpec, build
 from tests.model import helpers
 
-STEPS = 20
+STEPS = 12
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
@@ -49,7 +49,7 @@ def test_plain_torch_agrees(model: str, optimizer: str) -> None:
     if optimizer == "adamw":
         plain = torch.optim.AdamW(whole.parameters(), 1e-2, weight_decay=0.01, fused=True)
     else:
-        plain = torch.optim.SGD(whole.parameters(), 1e-2, momentum=0.9, weight_decay=0.01)
+        plain = torch.optim.SGD(whole.parameters(), 1e-2, momentum=0.9, weight_decay=0.01, nesterov=True, fused=True)
     expected = []
     for step in range(1, 11):
         inputs, labels = helpers.batch(shape, step)

@@ -220,3 +220,20 @@ def test_cuda_that_is_not_there_is_said(available: bool, monkeypatch: pytest.Mon
 
     with pytest.raises(ConfigError, match="there are 2 CUDA devices" if available else "has no CUDA; use cpu"):
         run(main())
+
+
+def test_work_on_cuda_is_over_when_the_device_has_done_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", done.append)
+
+    def work() -> str:
+        done.append("told")
+        return "result"
+
+    async def main() -> None:
+        cuda = Device("cuda", torch.device("cuda", 0), 1)
+        assert cuda.to_end(work)() == "result"
+        assert done == ["told", torch.device("cuda", 0)]
+        assert Device("cpu", torch.device("cpu"), 1).to_end(work) is work
+
+    run(main())

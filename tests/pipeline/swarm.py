@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 
-from distqat.config import DataSection, ModelSection, OptimizerSection, RunConfig, RunSection
+from distqat.config import DataSection, ModelSection, OptimizerSection, Precision, RunConfig, RunSection, TrainSection
 from distqat.data.tasks import find_task
 from distqat.errors import DistqatError
 from distqat.ids import Endpoint, MicrobatchId, PeerId, PipelineId, RunId, Seat
+from distqat.model.agreement import LossScale, Verdict, decide, first_scale
 from distqat.model.build import build_stage, build_whole
 from distqat.model.device import Device
 from distqat.model.shapes import DataShape
 from distqat.model.stage import Stage
+from distqat.model.terms import Terms
 from distqat.pipeline.link import Link, open_route
 from distqat.pipeline.messages import Open
 from distqat.pipeline.route import Limits, Route
@@ -47,6 +49,7 @@ class Recipe:
     options: dict[str, int | float | str | bool | list[int]] = field(default_factory=dict)
     samples: int = 8
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    precision: Precision = "fp32"
 
     def config(self, stages: int) -> RunConfig:
         return RunConfig(
@@ -54,7 +57,12 @@ class Recipe:
             model=ModelSection(name=self.model, stages=stages, options=self.options),
             data=DataSection(),
             optimizer=self.optimizer,
+            train=TrainSection(precision=self.precision),
         )
+
+    def limits(self, limits: Limits = LIMITS) -> Limits:
+        """Those, with what the recipe says of the verdict on a step."""
+        return replace(limits, optimizer=self.optimizer, precision=self.precision)
 
     def stage(self, index: int, stages: int) -> Stage:
         task = find_task(self.task) if index == stages - 1 else None
@@ -82,12 +90,36 @@ RESNET = Recipe("resnet", IMAGES, "cv", {"width": 4})
 GPT = Recipe("gpt", DataShape("tokens", (8,), 17), "llm", {"layers": 2, "heads": 2, "width": 8, "dropout": 0.2})
 
 
-def train_whole(stage: Stage, recipe: Recipe, steps: Sequence[int], microbatches: int) -> list[dict[str, float]]:
+def train_whole(
+    stage: Stage, recipe: Recipe, steps: Sequence[int], microbatches: int, scale: LossScale | None = None
+) -> list[dict[str, float]]:
     """The oracle: the uncut model in one process, with plain calls. The sums of each step."""
-    return [train_step(stage, step, recipe.batch(step), microbatches) for step in steps]
+    scale, sums = scale or first_scale(recipe.precision), []
+    for step in steps:
+        stage.loss_scale = scale.value
+        sums.append(add_up(stage, step, recipe.batch(step), microbatches))
+        verdict = Verdict(1.0, scale)
+        if recipe.limits().needs_norms:
+            verdict = decide(stage.square_norms(step), recipe.optimizer, recipe.precision, scale)
+        stage.commit(step, Terms(progress_of(step), verdict.factor))
+        scale = verdict.scale
+    return sums
 
 
 def train_step(stage: Stage, step: int, batch: Tensors, microbatches: int) -> dict[str, float]:
+    """One plain step of the oracle: as it is, at the beginning of the run."""
+    sums = add_up(stage, step, batch, microbatches)
+    stage.commit(step)
+    return sums
+
+
+def progress_of(step: int) -> float:
+    """The clock of the learning rate in these tests."""
+    return min(1.0, (step - 1) / 32)
+
+
+def add_up(stage: Stage, step: int, batch: Tensors, microbatches: int) -> dict[str, float]:
+    """The gradients of a step, and its sums."""
     sums: dict[str, float] = {}
     for index, part in enumerate(split(len(batch["inputs"]), microbatches)):
         piece = {name: tensor[part.start : part.stop] for name, tensor in batch.items()}
@@ -95,7 +127,6 @@ def train_step(stage: Stage, step: int, batch: Tensors, microbatches: int) -> di
         result = stage.loss(MicrobatchId(step, index), hidden, piece, len(batch["inputs"]))
         for name, value in result.sums.items():
             sums[name] = sums.get(name, 0.0) + value
-    stage.commit(step)
     return sums
 
 
@@ -166,8 +197,10 @@ class Swarm:
         self.epoch = self.epoch + 1 if epoch is None else epoch
         return Route(pipeline, self.epoch, tuple(self.seats))
 
-    def open(self, step: int = 0, route: Route | None = None) -> AbstractAsyncContextManager[Link]:
-        return open_route(self.transport, ME, self.run, route or self.route(), step, self.limits)
+    def open(
+        self, step: int = 0, route: Route | None = None, verdict: Verdict | None = None
+    ) -> AbstractAsyncContextManager[Link]:
+        return open_route(self.transport, ME, self.run, route or self.route(), step, self.limits, verdict)
 
     def flat(self) -> torch.Tensor:
         """The parameters of all stages, then their running statistics, as the uncut model gives them."""
@@ -194,7 +227,7 @@ async def open_swarm(
     """Experts for every stage, each on a host of its own in memory."""
     network = network or Network(seed=3)
     run = recipe.config(stages).id
-    swarm = Swarm(run, wrap(network.transport("trainer"), "trainer"), [], [], [], limits)
+    swarm = Swarm(run, wrap(network.transport("trainer"), "trainer"), [], [], [], recipe.limits(limits))
     async with AsyncExitStack() as stack:
         device = await stack.enter_async_context(Device.open("cpu", threads=1))
         for index in range(stages):
@@ -219,7 +252,7 @@ async def train(link: Link, recipe: Recipe, steps: Sequence[int], microbatches: 
     """Steps through a route, each submitted while the one before is under way. The sums of each."""
     sums = []
     for step in steps:
-        await link.submit(step, recipe.batch(step), microbatches)
+        await link.submit(step, recipe.batch(step), microbatches, progress_of(step))
         if step > steps[0]:
             sums.append(dict((await link.result(step - 1)).sums))
     sums.append(dict((await link.result(steps[-1])).sums))

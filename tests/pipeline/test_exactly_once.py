@@ -1,170 +1,190 @@
-"""Wherever the stream is cut: every step is applied once by every stage, bit for bit."""
+"""Wherever a hop breaks: every step is applied once by every stage, bit for bit."""
 
 from __future__ import annotations
 
 import random
-from functools import cache
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import TypeVar
 
 import pytest
 import torch
 
-from distqat.errors import RouteError
-from distqat.ids import PipelineId
-from distqat.pipeline.link import Link
-from distqat.pipeline.route import HopError
-from tests.pipeline.cuts import Cut, Direction
-from tests.pipeline.swarm import TINY, Swarm, open_swarm, run_plain, train, train_whole
-from tests.support import run
+from distqat.model.device import Device
+from tests.pipeline.courses import Course, Newcomer, Result, run_course
+from tests.pipeline.cuts import Cut, Point
+from tests.pipeline.swarm import GPT, IMAGES, RESNET, Recipe, run_plain
 
-STEPS = 3
-HOPS = ("trainer", "expert0")
+T = TypeVar("T")
 
+PLAIN = Course("plain", steps=2)
+CLIP = {"clip_norm": 0.5, "schedule": "cosine"}
+CHUNKS = Recipe("mlp", IMAGES, "cv", {"hidden": 2048, "depth": 1}, samples=320)
 
-@cache
-def oracle(steps: int = STEPS) -> torch.Tensor:
-    whole = TINY.whole()
-    train_whole(whole, TINY, range(1, steps + 1), 2)
-    return whole.flatten()
-
-
-async def train_through(swarm: Swarm, steps: int) -> int:
-    """What a trainer does: train until all steps are committed, with a new route after every break. The breaks."""
-    known = breaks = 0
-    while True:
-        link: Link | None = None
-        try:
-            async with swarm.open(known) as link:
-                if link.step < steps:
-                    await train(link, TINY, range(link.step + 1, steps + 1), 2)
-                    known = link.step
-                else:
-                    break
-        except RouteError:
-            breaks += 1
-            known = max(known, link.step if link is not None else 0)
-    return breaks
+COURSES = [
+    Course("one stage", stages=1),
+    Course("running statistics", RESNET, stages=2, microbatches=3),
+    Course("recomputed, with dropout", GPT, settings={"pipeline": {"recompute": ["gpt/0", "gpt/1"]}}),
+    Course("payloads in chunks", CHUNKS, stages=2, microbatches=2, steps=2),
+    Course("clipped, under a schedule", settings={"optimizer": CLIP}),
+    Course("bf16", settings={"train": {"precision": "bf16"}}),
+    Course("fp16, a step skipped", settings={"train": {"precision": "fp16"}, "optimizer": CLIP}, spike=30.0),
+    Course("int8 and zstd", GPT, settings={"wire": {"activations": "int8", "gradients": "int8", "compression": "on"}}),
+]
+"""Each with what a break could lose or double."""
 
 
-async def cut_and_train(cut: Cut, steps: int = STEPS) -> tuple[int, torch.Tensor, list[list[tuple[int, int]]]]:
-    async with open_swarm(TINY, 2, wrap=cut.wrap) as swarm:
-        breaks = await train_through(swarm, steps)
-    return breaks, swarm.flat(), [expert.steps for expert in swarm.experts]
+class Track:
+    """A course, its run without cuts, and a device."""
+
+    def __init__(self, course: Course, device: Device, whole: Result) -> None:
+        self.course = course
+        self.device = device
+        self.whole = whole
+
+    def cut(self, point: Point, *more: str) -> Cut:
+        """Breaks the point's own hop, and those named."""
+        return Cut(point, (self.course.hop_of(point), *more))
+
+    async def check(self, *plan: Cut, must_come: bool = True) -> Result:
+        """Whatever is cut, parameters and counts are those of the run without cuts."""
+        name = f"{self.course}: {', then '.join(map(str, plan))}"
+        found = await run_course(self.course, self.device, plan)
+        assert found.equals(self.whole), f"{name}: other parameters"
+        assert found.counts == self.whole.counts, f"{name}: counted {found.counts}"
+        must_come = must_come and all(cut.at.is_certain for cut in plan)
+        assert found.scissors.is_done or not must_come, f"{name}: did not come"
+        return found
 
 
-@pytest.mark.parametrize("direction", ["down", "up"])
-@pytest.mark.parametrize("caller", HOPS)
-def test_a_cut_at_any_message_loses_nothing_and_counts_nothing_twice(caller: str, direction: Direction) -> None:
-    async def scenario() -> None:
-        whole = Cut(caller, direction, 0)
-        await cut_and_train(whole)
-        # The second route only looks whether all is done: its messages are not of interest.
-        numbers = whole.seen[direction] - 1
-        assert numbers >= STEPS * 2
-        total = 0
-        for number in range(1, numbers + 1):
-            breaks, flat, steps = await cut_and_train(Cut(caller, direction, number))
-            assert torch.equal(flat, oracle()), f"cut {direction} at {number} below {caller}"
-            assert steps == [[(step, 4) for step in range(1, STEPS + 1)]] * 2, f"cut {direction} at {number}"
-            total += breaks
-        # Only a cut while the route closes is no break.
-        assert total >= numbers - 2
+def on_track(course: Course, work: Callable[[Track], Awaitable[T]], timeout: float = 100.0) -> T:
+    async def scenario() -> T:
+        async with Device.open("cpu", threads=1) as device:
+            whole = await run_course(course, device)
+            samples = course.recipe.samples
+            assert whole.counts == [[(step, samples) for step in range(1, course.steps + 1)]] * course.stages
+            assert not whole.breaks
+            return await work(Track(course, device, whole))
 
-    run_plain(scenario())
+    return run_plain(scenario(), timeout)
 
 
-class CutOften(Cut):
-    """Cuts again and again, at messages drawn from a seed."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__("", "down", 0)
-        self.random = random.Random(seed)
-
-    def passes(self, direction: Direction) -> bool:
-        self.seen[direction] += 1
-        return self.random.random() > 0.04
-
-    def wrap(self, transport, name):  # type: ignore[no-untyped-def]  # As the base does, for every caller.
-        self.caller = name
-        return super().wrap(transport, name)
+async def each(points: Sequence[Point], track: Track) -> None:
+    breaks = 0
+    for point in points:
+        found = await track.check(track.cut(point))
+        breaks += found.breaks
+    # Only a cut in the last moments of a route is no break.
+    assert breaks >= len(points) / 2
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_cut_again_and_again(seed: int) -> None:
-    breaks, flat, steps = run_plain(cut_and_train(CutOften(seed), 8))
-    assert breaks >= 2
-    assert torch.equal(flat, oracle(8))
-    assert steps == [[(step, 4) for step in range(1, 9)]] * 2
+@pytest.mark.parametrize("place", ["trainer>expert0", "expert0>expert1", "expert1>expert2", "stage"])
+def test_a_cut_at_any_point_of_a_step_loses_nothing_and_counts_nothing_twice(place: str) -> None:
+    async def work(track: Track) -> None:
+        # Of the opening, of the second step, and of the commits before and after it.
+        points = [p for p in track.whole.scissors.seen if p.where.startswith(place) and is_of_second_step(p)]
+        assert len(points) >= 6 * track.course.microbatches
+        await each(points, track)
+
+    on_track(PLAIN, work)
 
 
-def test_a_route_goes_on_where_the_last_one_ended() -> None:
-    async def scenario() -> torch.Tensor:
-        async with open_swarm(TINY, 2) as swarm:
-            async with swarm.open() as link:
-                await train(link, TINY, [1], 2)
-            async with swarm.open(1) as link:
-                await train(link, TINY, [2, 3], 2)
-        return swarm.flat()
-
-    assert torch.equal(run(scenario()), oracle())
+def is_of_second_step(point: Point) -> bool:
+    word, _, step = point.what.partition(" ")
+    return (not step and point.turn < 3) or step.startswith("2") or word.lower() in ("commit", "committed")
 
 
-def test_a_trainer_that_missed_a_commit_learns_of_it() -> None:
-    async def scenario() -> None:
-        async with open_swarm(TINY, 2) as swarm:
-            async with swarm.open() as link:
-                await train(link, TINY, [1, 2], 2)
-            async with swarm.open(1) as link:
-                assert link.step == 2
-                await train(link, TINY, [3], 2)
-        assert torch.equal(swarm.flat(), oracle())
+@pytest.mark.parametrize("course", COURSES, ids=str)
+def test_cuts_of_other_courses(course: Course) -> None:
+    async def work(track: Track) -> None:
+        seen, numbers = track.whole.scissors.seen, random.Random(course.name)
+        # Most of what they differ in shows where a step ends.
+        ends = [point for point in seen if point.what.lower().startswith("commit")]
+        await each([*numbers.sample(ends, 4), *numbers.sample(seen, 4)], track)
 
-    run(scenario())
+    on_track(course, work)
 
 
-@pytest.mark.parametrize("place", [0, 1])
-@pytest.mark.parametrize("known", [1, 2])
-def test_a_newcomer_adopts_what_the_others_have(place: int, known: int) -> None:
-    """Also when only a stage below knows of the last commit."""
+def test_the_middle_step_in_fp16_is_skipped_and_none_else() -> None:
+    (course,) = (course for course in COURSES if course.spike != 1.0)
 
-    async def scenario() -> None:
-        async with open_swarm(TINY, 2) as swarm:
-            async with swarm.open() as link:
-                await train(link, TINY, [1, 2], 2)
-            newcomer = TINY.stage(place, 2)
-            newcomer.load_flat(swarm.experts[place].stage.flatten())
-            swarm.experts[place].stage = newcomer
-            async with swarm.open(known) as link:
-                assert link.step == 2
-                assert newcomer.version == 2
-                await train(link, TINY, [3], 2)
-                assert link.step == 3
+    async def work(track: Track) -> list[bool]:
+        runs = [await run_course(course.shorter(steps), track.device) for steps in (1, 2, 3)]
+        begin = torch.cat([course.stage(index).flatten() for index in range(course.stages)])
+        return [torch.equal(*pair) for pair in pairwise([begin, *(torch.cat(run.states) for run in runs)])]
 
-    run(scenario())
+    assert on_track(course, work) == [False, True, False]
 
 
-@pytest.mark.parametrize("known", [0, 4])
-def test_steps_that_do_not_meet_are_refused_with_both_numbers(known: int) -> None:
-    async def scenario() -> None:
-        async with open_swarm(TINY, 2) as swarm:
-            async with swarm.open() as link:
-                await train(link, TINY, [1, 2], 2)
-            with pytest.raises(HopError, match=f"route is at step {known}, the stage has committed step 2") as caught:
-                async with swarm.open(known):
-                    pass
-            assert caught.value.kind == "StaleError"
-            assert caught.value.peer == "expert0"
+@pytest.mark.soak
+@pytest.mark.parametrize("course", [PLAIN, *COURSES], ids=str)
+def test_a_cut_at_any_point_at_all(course: Course) -> None:
+    async def work(track: Track) -> None:
+        await each(track.whole.scissors.seen, track)
 
-    run(scenario())
+    on_track(course, work, 3000.0)
 
 
-def test_another_pipeline_counts_its_own_steps() -> None:
-    async def scenario() -> None:
-        async with open_swarm(TINY, 2) as swarm:
-            async with swarm.open() as link:
-                await train(link, TINY, [1, 2], 2)
-            async with swarm.open(0, swarm.route(1, PipelineId("p1"))) as link:
-                assert link.step == 0
-                await train(link, TINY, [1], 2)
-        assert [expert.steps for expert in swarm.experts] == [[(1, 4), (2, 4), (1, 4)]] * 2
+@pytest.mark.parametrize("seed", range(3))
+def test_two_hops_at_once_and_another_while_the_route_opens_again(seed: int) -> None:
+    on_track(PLAIN, partial(cut_twice, seed, 4))
 
-    run(scenario())
+
+@pytest.mark.soak
+@pytest.mark.parametrize("course", [PLAIN, *COURSES], ids=str)
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_two_hops_at_once_and_more_in_all_courses(course: Course, seed: int) -> None:
+    on_track(course, partial(cut_twice, seed, 60), 3000.0)
+
+
+async def cut_twice(seed: int, trials: int, track: Track) -> None:
+    numbers = random.Random(seed)
+    for _ in range(trials):
+        first = track.cut(numbers.choice(track.whole.scissors.seen), numbers.choice(track.course.hops))
+        found = await track.check(first)
+        # What went by after the first cut: the end of the old route, the opening of the new one, the replay.
+        second = track.cut(numbers.choice(found.scissors.seen[found.scissors.marks[0] :] or track.whole.scissors.seen))
+        await track.check(first, second, must_come=False)
+
+
+# Momenta stay with whoever had them, so the optimizer has none here.
+SGD = {"name": "sgd", "momentum": 0.0, "nesterov": False, "clip_norm": 0.5}
+NEWCOMERS = [
+    Course("plain sgd", settings={"optimizer": SGD}),
+    Course("fp16 sgd", settings={"optimizer": SGD, "train": {"precision": "fp16"}}, spike=30.0),
+]
+
+
+@pytest.mark.parametrize("course", NEWCOMERS, ids=str)
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_newcomer_takes_the_seat_after_a_break(index: int, course: Course) -> None:
+    async def work(track: Track) -> None:
+        seen, numbers = track.whole.scissors.seen, random.Random(f"{index} {course}")
+        ends = [point for point in seen if point.what.lower().startswith("commit")]
+        await seat_newcomers(track, index, [*numbers.sample(ends, 3), *numbers.sample(seen, 3)])
+
+    on_track(course, work)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("course", NEWCOMERS, ids=str)
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_newcomer_takes_the_seat_after_a_break_anywhere(index: int, course: Course) -> None:
+    async def work(track: Track) -> None:
+        await seat_newcomers(track, index, track.whole.scissors.seen)
+
+    on_track(course, work, 3000.0)
+
+
+async def seat_newcomers(track: Track, index: int, points: Sequence[Point]) -> None:
+    course, device = track.course, track.device
+    shorter = [await run_course(course.shorter(steps), device) for steps in range(1, course.steps + 1)]
+    states = [course.stage(index).flatten(), *(run.states[index] for run in shorter)]
+    for point in points:
+        found = await run_course(course, device, [track.cut(point)], Newcomer(index, states))
+        assert found.equals(track.whole), f"{point}, a newcomer in stage {index}: other parameters"
+        for counts, whole in zip(found.counts, track.whole.counts, strict=True):
+            # The newcomer has counted what came after it took the seat, in order; the others everything.
+            assert counts == whole[len(whole) - len(counts) :], f"{point}, a newcomer in stage {index}"
+            assert counts == whole or counts is found.counts[index]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from distqat.errors import MessageError
 from distqat.ids import Endpoint, PeerId, PipelineId, RunId, Seat, StageIndex
-from distqat.pipeline.hop import DOWNWARD, INLINE_BYTES, NO_PAYLOAD, UPWARD, Hop, Phase, Rules, pack, unpack
+from distqat.pipeline.hop import DOWNWARD, INLINE_BYTES, NO_BYTES, UPWARD, Hop, Phase, Rules, pack, unpack
 from distqat.pipeline.messages import (
     Commit,
     Committed,
@@ -23,7 +25,9 @@ from distqat.pipeline.messages import (
     to_frames,
 )
 from distqat.wire import frames
-from tests.support import run
+from distqat.wire.compression import Compression
+from distqat.wire.payload import Payload
+from tests.support import run, run_virtual
 
 OPEN = Open(RunId("r", "d"), PipelineId("p"), 1, 0, (Seat(PeerId("a"), Endpoint("h", 1), StageIndex(0)),))
 MAX_MESSAGE = 8 << 20
@@ -35,7 +39,7 @@ class Loop:
     def __init__(self) -> None:
         self.messages: list[bytes | None] = []
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, more: bool = False) -> None:
         self.messages.append(data)
         await asyncio.sleep(0)
 
@@ -62,7 +66,7 @@ async def receive_all(end: Hop) -> list[Message]:
     return messages
 
 
-def big(index: int, size: int) -> tuple[Gradient, memoryview]:
+def big(index: int, size: int) -> tuple[Gradient, Payload]:
     headers, payload = run(pack({"gradient": torch.full((size,), float(index))}, "none"))
     return Gradient(1, index, headers), payload
 
@@ -79,7 +83,7 @@ def test_frames_of_several_senders_do_not_mix() -> None:
                 group.create_task(sender.send(Outcome(1, index, True)))
         await sender.finish()
         assert len(loop.messages) == 1 + 4 * 3 + 4 + 1
-        assert await receiver.receive() == (Opened(1), NO_PAYLOAD)
+        assert await receiver.receive() == (Opened(1), NO_BYTES)
         for _ in range(8):
             received = await receiver.receive()
             assert received is not None
@@ -134,8 +138,8 @@ def test_a_fault_may_come_in_the_middle_of_a_message() -> None:
     message, payload = big(0, 600_000)
     fault = Fault(PeerId("c"), "UnreachableError", "gone")
     end = hop(UPWARD, Opened(1), next(iter(to_frames(message, payload))), fault)
-    assert run(end.receive()) == (Opened(1), NO_PAYLOAD)
-    assert run(end.receive()) == (fault, NO_PAYLOAD)
+    assert run(end.receive()) == (Opened(1), NO_BYTES)
+    assert run(end.receive()) == (fault, NO_BYTES)
     assert end.phase is Phase.BROKEN
 
 
@@ -161,8 +165,97 @@ def test_tensors_survive_both_ways_of_packing(size: int) -> None:
 
     async def scenario() -> dict[str, torch.Tensor]:
         headers, payload = await pack(named, "none")
-        return await unpack(headers, payload)
+        return await unpack(headers, memoryview(bytearray(bytes(payload))))
 
     back = run(scenario())
     assert list(back) == list(named)
     assert all(torch.equal(back[name], named[name]) for name in named)
+
+
+class Road(Loop):
+    """A stream that takes its time: so many bytes per second."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.more: list[bool] = []
+        self.bytes = 0
+
+    async def send(self, data: bytes, more: bool = False) -> None:
+        await asyncio.sleep(len(data) / self.rate)
+        self.more.append(more)
+        self.bytes += len(data)
+        self.messages.append(data)
+
+
+async def travel(road: Road, hidden: torch.Tensor, codec: str, count: int) -> Hop:
+    """Pack, send, receive and unpack it again and again; what arrives is what a codec alone would deliver."""
+    sender, receiver = Hop(road, UPWARD, MAX_MESSAGE, Compression("auto")), Hop(road, DOWNWARD, MAX_MESSAGE)
+    await sender.send(OPEN)
+    assert await receiver.receive() == (OPEN, NO_BYTES)
+    plain_headers, plain = await pack({"hidden": hidden}, codec)
+    expected = await unpack(plain_headers, memoryview(bytes(plain)))
+    for index in range(count):
+        headers, payload = await pack({"hidden": hidden}, {"hidden": codec}, sender.compression)
+        await sender.send(Microbatch(1, index, count, count, True, 1, headers), payload)
+        received = await receiver.receive()
+        assert received is not None
+        assert isinstance(received[0], Microbatch)
+        named = await unpack(received[0].tensors, received[1])
+        assert torch.equal(named["hidden"], expected["hidden"])
+    return sender
+
+
+@pytest.mark.parametrize("codec", ["none", "int8"])
+def test_sparse_activations_shrink_on_a_slow_link_and_not_on_a_fast_one(codec: str) -> None:
+    hidden = torch.randn(1 << 19, generator=torch.Generator().manual_seed(1)).relu()
+    slow, fast, full = Road(2.5e6), Road(5e9), Road(2.5e6)
+    sender = run_virtual(travel(slow, hidden, codec, 12))
+    assert sender.compression.is_on
+    assert sender.link_rate == pytest.approx(2.5e6, rel=0.05)
+    assert not run_virtual(travel(fast, hidden, codec, 12)).compression.is_on
+    assert slow.bytes < 0.75 * fast.bytes
+    noise = torch.rand(1 << 19).mul(2**24).to(torch.int32)  # Which no codec and no zstd makes smaller by much.
+    sender = run_virtual(travel(full, noise, "none", 12))
+    assert not sender.compression.is_on or sender.compression.statistics().ratio < 0.95
+
+
+def test_all_frames_but_the_last_say_that_more_comes() -> None:
+    road = Road(1e9)
+    run_virtual(travel(road, torch.zeros(600_000), "none", 2))
+    assert road.more == [False, *[True, True, False] * 2]
+
+
+def test_tensors_that_would_grow_beyond_the_limit_are_refused() -> None:
+    headers, payload = run(pack({"gradient": torch.zeros(600_000)}, "none", Compression("on")))
+    assert headers[0].raw == 2_400_000
+    assert len(payload) < 10_000
+    sent = to_frames(Gradient(1, 0, headers), payload)
+    with pytest.raises(MessageError, match="2400000 bytes of tensors"):
+        run(receive_all(hop(UPWARD, Opened(1), *sent, limit=1 << 20)))
+
+
+def test_a_header_with_a_number_that_is_none_repeats_like_any_other() -> None:
+    message, payload = big(0, 600_000)
+    message = replace(message, square_norms=(math.nan, math.inf))
+    received = run(receive_all(hop(UPWARD, Opened(1), *to_frames(message, payload))))
+    assert repr(received[1]) == repr(message)
+
+
+def test_what_travels_as_it_is_is_not_copied() -> None:
+    hidden = torch.zeros(600_000)
+    _, payload = run(pack({"hidden": hidden, "labels": torch.arange(3)}, "none", Compression("auto")))
+    hidden[0] = 1.0
+    assert bytes(payload)[:4] != bytes(4)
+    message, payload = big(3, 600_000)
+    end = hop(UPWARD, Opened(1), *to_frames(message, payload))
+
+    async def scenario() -> None:
+        await end.receive()
+        received = await end.receive()
+        assert received is not None
+        named = await unpack(message.tensors, received[1])
+        received[1][:4] = bytes(4)
+        assert named["gradient"][:2].tolist() == [0.0, 3.0]
+
+    run(scenario())

@@ -12,7 +12,6 @@ import torch
 
 from distqat.errors import DataError, StaleError
 from distqat.pipeline.route import HopError
-from distqat.pipeline.schedule import in_flight_bound
 from tests.pipeline.swarm import LIMITS, MLP, TINY, Swarm, open_swarm, train
 from tests.support import run, until
 
@@ -61,13 +60,14 @@ def test_a_batch_that_makes_no_sense_is_refused_at_once() -> None:
 
 def test_no_stage_has_more_in_flight_than_its_bound() -> None:
     async def scenario() -> None:
-        async with open_swarm(MLP, 3) as swarm, swarm.open() as link:
+        # However slow the links are: at most two.
+        limits = replace(LIMITS, max_in_flight=2)
+        async with open_swarm(MLP, 3, limits) as swarm, swarm.open() as link:
             await train(link, MLP, [1, 2, 3], 8)
+            assert link.pace().bound == 2
             workers = [service.worker for service in swarm.services]
-            most = [worker.statistics().most_in_flight for worker in workers if worker is not None]
-        assert len(most) == 3
-        assert most[0] >= 2
-        assert all(found <= in_flight_bound(3, stage) for stage, found in enumerate(most))
+            found = [worker.statistics() for worker in workers if worker is not None]
+        assert [(state.bound, state.most_in_flight) for state in found] == [(2, 2), (2, 2), (1, 1)]
 
     run(scenario())
 
@@ -112,6 +112,25 @@ def test_a_stage_in_a_round_is_not_taken_for_dead() -> None:
             await link.train(2, TINY.batch(2), 2)
             await link.settle()
         assert swarm.experts[1].settled == 1
+
+    run(scenario())
+
+
+def test_the_seconds_that_a_step_was_worked_on_are_without_rounds() -> None:
+    async def scenario() -> None:
+        @asynccontextmanager
+        async def long() -> AsyncIterator[None]:
+            await asyncio.sleep(0.4)
+            yield
+
+        async with open_swarm(TINY, 2) as swarm, swarm.open() as link:
+            for expert in swarm.experts:
+                expert.round = long
+            # The second step's first microbatch is sent before the round that follows the first step.
+            await link.submit(1, TINY.batch(1), 2)
+            await link.submit(2, TINY.batch(2), 2)
+            result = await link.result(2)
+            assert 0.0 < result.worked < result.seconds - 0.3
 
     run(scenario())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +11,11 @@ from hypothesis import strategies as st
 
 from distqat.errors import MessageError
 from distqat.ids import Endpoint, PeerId, PipelineId, RunId, Seat, StageIndex
+from distqat.model.agreement import LossScale, Verdict
 from distqat.pb import pipeline_pb2 as pb
+from distqat.pipeline.hop_codecs import HopCodecs
 from distqat.pipeline.messages import (
+    MAX_NORMS,
     MAX_REASON,
     MAX_TENSORS,
     Busy,
@@ -23,6 +28,8 @@ from distqat.pipeline.messages import (
     Open,
     Opened,
     Outcome,
+    Ping,
+    Pong,
     Settle,
     Settled,
     from_header,
@@ -36,17 +43,29 @@ SEATS = (
     Seat(PeerId("c"), Endpoint("::1", 4001), StageIndex(2)),
 )
 
+SKIPPED = Verdict(0.0, LossScale(2.0**15, 3))
+
 PLAIN: list[Message] = [
     Open(RunId("digits", "abc"), PipelineId("p0"), 3, 17, SEATS),
+    Open(RunId("digits", "abc"), PipelineId("p0"), 3, 17, SEATS, PeerId("a"), HopCodecs("int8", "bf16"), SKIPPED),
     Opened(17),
+    Opened(17, SKIPPED),
     Outcome(4, 2, True, {"loss": 1.5, "correct": 3.0}),
     Commit(4, 32),
+    Commit(4, 32, SKIPPED),
     Committed(4),
+    Committed(4, SKIPPED, 0.25),
     Settle(2),
     Settled(2),
     Busy(StageIndex(1)),
     Fault(PeerId("b"), "TensorError", "the loss is nan"),
     Gradient(4, 2),
+    Gradient(4, 3, square_norms=(0.25, math.inf, 0.0)),
+    Microbatch(4, 2, 4, 32, True, 8, progress=0.75),
+    Ping(3),
+    Ping(3, 0.25),
+    Pong(3),
+    Pong(3, 0.25, 0.125, (0.5, 2.0)),
 ]
 
 
@@ -80,9 +99,14 @@ def test_garbage_is_a_message_error_or_a_message(data: bytes) -> None:
     next(iter(to_frames(message)))
 
 
-def microbatch(**fields: int) -> pb.HopHeader:
+def microbatch(**fields: float) -> pb.HopHeader:
     values = {"step": 1, "index": 0, "count": 2, "batch_samples": 8, "samples": 4} | fields
     return pb.HopHeader(microbatch=pb.Microbatch(**values))  # type: ignore[arg-type]
+
+
+def judged(factor: float, scale: float, streak: int = 0) -> pb.HopHeader:
+    verdict = pb.Verdict(factor=factor, scale=pb.LossScale(value=scale, streak=streak))
+    return pb.HopHeader(commit=pb.Commit(step=1, samples=1, verdict=verdict))
 
 
 def many_tensors() -> pb.HopHeader:
@@ -118,7 +142,22 @@ def lying() -> pb.HopHeader:
         (many_tensors(), "33 tensors"),
         (twins(), "one name"),
         (lying(), "another payload"),
+        (microbatch(progress=math.nan), "progress nan"),
         (pb.HopHeader(commit=pb.Commit(step=0, samples=1)), "commit"),
+        (pb.HopHeader(commit=pb.Commit(step=1, samples=1)), "loss scale 0"),
+        (judged(-1.0, 1.0), "factor -1"),
+        (judged(math.inf, 1.0), "factor inf"),
+        (judged(1.0, math.nan), "loss scale nan"),
+        (judged(1.0, -2.0), "loss scale -2"),
+        (judged(1.0, 1.0, 1 << 31), "for 2147483648 steps"),
+        (pb.HopHeader(opened=pb.Opened(step=1, verdict=pb.Verdict(factor=-1.0))), "factor -1"),
+        (pb.HopHeader(committed=pb.Committed(step=1, verdict=pb.Verdict(factor=1.0))), "loss scale 0"),
+        (pb.HopHeader(committed=pb.Committed(step=1, seconds=-1.0)), "-1.0 seconds"),
+        (pb.HopHeader(gradient=pb.Gradient(step=1, square_norms=[-1.0])), "negative"),
+        (pb.HopHeader(gradient=pb.Gradient(step=1, square_norms=[0.0] * (MAX_NORMS + 1))), "4097 norms"),
+        (pb.HopHeader(ping=pb.Ping(serial=1, slowest=-1.0)), "times that are none"),
+        (pb.HopHeader(pong=pb.Pong(serial=1, round_trips=[1.0, math.inf])), "times that are none"),
+        (pb.HopHeader(pong=pb.Pong(serial=1, handling=math.nan)), "times that are none"),
         (pb.HopHeader(open=pb.Open(pipeline="p", epoch=1)), "at least one seat"),
         (pb.HopHeader(open=pb.Open(pipeline="", epoch=1, seats=[pb.Seat(peer="a")])), "no pipeline"),
         (pb.HopHeader(open=pb.Open(pipeline="p", epoch=1, seats=[pb.Seat(peer="a")] * 2)), "not of every stage"),

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tests.pipeline.swarm import GPT, MLP, RESNET, Recipe, open_swarm, run_plain, train, train_step, train_whole
+from distqat.pipeline.route import Limits
+from distqat.rpc.local import Network
+from tests.pipeline.swarm import (
+    GPT,
+    LIMITS,
+    MLP,
+    RESNET,
+    Recipe,
+    open_swarm,
+    run_plain,
+    train,
+    train_step,
+    train_whole,
+)
 
 STEPS = range(1, 21)
 
@@ -63,6 +78,21 @@ def test_an_evaluation_between_steps_changes_nothing() -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert found[0] != pytest.approx(found[2], rel=1e-5)
     assert found[0]["samples"] == RESNET.samples
+
+
+def test_how_many_are_in_flight_changes_no_number() -> None:
+    async def scenario(limits: Limits, network: Network) -> torch.Tensor:
+        async with open_swarm(GPT, 3, limits, network) as swarm, swarm.open() as link:
+            await train(link, GPT, [1, 2, 3], 8)
+        return swarm.flat()
+
+    whole = GPT.whole()
+    train_whole(whole, GPT, [1, 2, 3], 8)
+    for limits, network in (
+        (replace(LIMITS, max_in_flight=1), Network()),
+        (replace(LIMITS, ping=0.01), Network(delay=0.01)),
+    ):
+        assert torch.equal(run_plain(scenario(limits, network)), whole.flatten())
 
 
 def test_a_route_of_one_stage_is_a_pipeline_too() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distqat.config import RunConfig
+from distqat.config import OptimizerSection, PipelineSection, Precision, RunConfig, TrainSection, WireSection
 from distqat.errors import RouteError, StaleError, TensorError
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
 from distqat.pipeline.route import HopError, Limits, Route, first_error, patience
@@ -61,8 +61,23 @@ def test_who_stands_next_to_a_silent_peer_loses_patience_first() -> None:
     assert len(set(waits)) == 4
 
 
-def test_limits_follow_the_settings_and_the_longest_unit_of_work() -> None:
-    config = RunConfig()
-    assert Limits.of(config).stall == config.lease.min
-    assert Limits.of(config, longest_work=2.0).stall == 8.0
-    assert Limits.of(config).settle > config.sync.max_wait
+def test_limits_follow_the_settings() -> None:
+    config = RunConfig(
+        wire=WireSection(activations="int8", compression="off"),
+        pipeline=PipelineSection(max_in_flight=7),
+        optimizer=OptimizerSection(clip_norm=1.0),
+        train=TrainSection(precision="bf16"),
+    )
+    limits = Limits.of(config)
+    assert limits.stall == config.lease.min
+    assert limits.settle > config.sync.max_wait
+    assert (limits.wire, limits.optimizer, limits.precision) == (config.wire, config.optimizer, "bf16")
+    assert limits.max_in_flight == 7
+
+
+@pytest.mark.parametrize(
+    ("clip", "precision", "needs"),
+    [(0.0, "fp32", False), (0.0, "bf16", False), (0.5, "fp32", True), (0.0, "fp16", True)],
+)
+def test_norms_are_needed_for_clipping_and_for_the_loss_scale(clip: float, precision: Precision, needs: bool) -> None:
+    assert Limits(optimizer=OptimizerSection(clip_norm=clip), precision=precision).needs_norms is needs

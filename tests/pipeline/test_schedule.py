@@ -9,7 +9,8 @@ import pytest
 
 from distqat.errors import MessageError
 from distqat.ids import MicrobatchId
-from distqat.pipeline.schedule import Agree, Apply, Backward, Forward, Schedule, Work, credits, in_flight_bound
+from distqat.pipeline.pace import TRAINER, in_flight_bound
+from distqat.pipeline.schedule import Agree, Apply, Backward, Forward, Schedule, Work
 
 
 def mb(step: int, index: int) -> MicrobatchId:
@@ -29,7 +30,7 @@ def simulate(num_stages: int, count: int, steps: int, forward: float = 1.0, back
 
     def arrivals() -> None:
         nonlocal fed
-        while fed < len(feed) and fed - answered < credits(num_stages, 0):
+        while fed < len(feed) and fed - answered < in_flight_bound(num_stages, TRAINER):
             schedules[0].forward_arrived(feed[fed], count)
             fed += 1
 
@@ -85,14 +86,6 @@ def test_any_number_of_stages(num_stages: int) -> None:
 
 def test_fewer_microbatches_than_stages() -> None:
     assert simulate(4, 1, 3) == pytest.approx(3 / 4)
-
-
-def test_the_bound_grows_with_the_latency_of_the_links() -> None:
-    assert [in_flight_bound(4, stage) for stage in range(4)] == [4, 3, 2, 1]
-    assert in_flight_bound(4, 0, latency=0.5, compute=1.0) == 4 + 3
-    assert in_flight_bound(4, 0, latency=0.51, compute=1.0) == 4 + 6
-    assert in_flight_bound(4, 3, latency=9.0, compute=1.0) == 1
-    assert credits(4, 0) == 5
 
 
 def test_backward_goes_before_forward_and_the_bound_holds() -> None:
@@ -178,12 +171,50 @@ def test_a_step_does_not_change_its_size_nor_come_twice() -> None:
         schedule.forward_arrived(mb(1, 0), 2)
 
 
-def test_more_microbatches_than_credits_are_refused() -> None:
-    schedule = Schedule(2, 1, 0)
-    schedule.forward_arrived(mb(1, 0), 9)
-    schedule.forward_arrived(mb(1, 1), 9)
-    with pytest.raises(MessageError, match="more than 2 microbatches"):
-        schedule.forward_arrived(mb(1, 2), 9)
+def test_more_microbatches_than_a_stage_may_hold_are_refused() -> None:
+    schedule = Schedule(2, 0, 0, most=3)
+    for index in range(3):
+        schedule.forward_arrived(mb(1, index), 9)
+    assert schedule.next() == Forward(mb(1, 0), True)
+    with pytest.raises(MessageError, match="more than 3 microbatches"):
+        schedule.forward_arrived(mb(1, 3), 9)
+
+
+def test_the_bound_may_grow_and_shrink_and_the_order_stays() -> None:
+    schedule = Schedule(3, 0, 0, most=8)
+    for index in range(8):
+        schedule.forward_arrived(mb(1, index), 20)
+    schedule.allow(5)
+    begun = [schedule.next() for _ in range(5)]
+    assert begun == [Forward(mb(1, index), True) for index in range(5)]
+    assert schedule.next() is None
+    schedule.allow(2)
+    for index in range(3):
+        schedule.backward_arrived(mb(1, index))
+        assert schedule.next() == Backward(mb(1, index))
+        # Four, then three, then two are in flight: no room until one.
+        schedule.done(Backward(mb(1, index)))
+        assert schedule.next() is None
+    schedule.backward_arrived(mb(1, 3))
+    assert schedule.next() == Backward(mb(1, 3))
+    schedule.done(Backward(mb(1, 3)))
+    assert schedule.next() == Forward(mb(1, 5), True)
+    schedule.allow(99)
+    assert schedule.next() == Forward(mb(1, 6), True)
+    statistics = schedule.statistics()
+    assert (statistics.bound, statistics.in_flight, statistics.most_in_flight) == (8, 3, 5)
+
+
+def test_a_stage_that_may_hold_less_than_the_schedule_needs_works_slower() -> None:
+    schedule = Schedule(4, 0, 0, most=1)
+    schedule.forward_arrived(mb(1, 0), 2)
+    assert schedule.next() == Forward(mb(1, 0), True)
+    schedule.done(Forward(mb(1, 0), True))
+    schedule.backward_arrived(mb(1, 0))
+    assert schedule.next() == Backward(mb(1, 0))
+    schedule.done(Backward(mb(1, 0)))
+    schedule.forward_arrived(mb(1, 1), 2)
+    assert schedule.next() == Forward(mb(1, 1), True)
 
 
 def test_answers_that_nobody_waits_for_are_refused() -> None:

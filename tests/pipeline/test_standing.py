@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+import torch
+
+from distqat.config import OptimizerSection
 from distqat.errors import MessageError, StaleError
 from distqat.ids import MicrobatchId, PipelineId
+from distqat.model.agreement import LossScale, Verdict
 from distqat.model.stage import Stage
 from distqat.pipeline.standing import MAX_PIPELINES, Held, Standing, StepSize, has_to_apply, step_to_pass_on
 from tests.pipeline.swarm import TINY
@@ -63,7 +68,7 @@ def test_complete_gradients_of_the_step_are_applied_and_owed_to_the_host() -> No
     standing.reach(stage, P0, 1)
     assert stage.version == 1
     assert list(standing.owed) == [(1, 4)]
-    assert standing.samples(1) is None
+    assert standing.size(1) is None
 
 
 def test_incomplete_gradients_are_dropped() -> None:
@@ -120,6 +125,43 @@ def test_the_memory_of_epochs_is_bounded() -> None:
 def test_a_step_has_one_size() -> None:
     standing = Standing()
     standing.note_size(1, StepSize(2, 8))
-    assert standing.samples(1) == 8
+    assert standing.size(1) == StepSize(2, 8)
     with pytest.raises(MessageError, match="step 1"):
         standing.note_size(1, StepSize(3, 8))
+
+
+CLIPPED = Verdict(0.25, LossScale(8.0, 5))
+
+
+def test_a_step_that_is_applied_late_is_applied_as_was_decided() -> None:
+    recipe = replace(TINY, optimizer=OptimizerSection(name="sgd"))
+    late, prompt = recipe.whole(), recipe.whole()
+    for stage, standing in ((late, Standing()), (prompt, Standing())):
+        standing.reach(stage, P0, 0)
+        work(stage, standing, 1, range(2))
+        if stage is late:
+            standing.reach(stage, P0, 1, CLIPPED)
+        else:
+            standing.apply(stage, 1, CLIPPED)
+        assert standing.verdict == CLIPPED
+        assert stage.loss_scale == 8.0
+    assert torch.equal(late.flatten(), prompt.flatten())
+    plain = recipe.whole()
+    standing = Standing()
+    standing.reach(plain, P0, 0)
+    work(plain, standing, 1, range(2))
+    standing.reach(plain, P0, 1)
+    assert not torch.equal(plain.flatten(), late.flatten())
+
+
+def test_a_newcomer_takes_the_loss_scale_too() -> None:
+    stage, standing = TINY.whole(), Standing()
+    standing.reach(stage, P0, 17, CLIPPED)
+    assert (stage.version, stage.loss_scale, standing.verdict) == (17, 8.0, CLIPPED)
+
+
+def test_the_clock_of_the_learning_rate_is_part_of_the_size() -> None:
+    standing = Standing()
+    standing.note_size(1, StepSize(2, 8, 0.5))
+    with pytest.raises(MessageError, match="step 1"):
+        standing.note_size(1, StepSize(2, 8, 0.25))

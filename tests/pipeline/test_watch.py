@@ -34,6 +34,17 @@ def test_nothing_is_owed_nothing_happens() -> None:
     run_virtual(scenario())
 
 
+def test_a_part_of_a_long_message_is_a_sign_of_life() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        watch = Watch(3.0, lambda: min(loop.time(), began + 5.0))
+        watch.owe()
+        assert await seconds_until_silent(watch) == pytest.approx(8.0)
+
+    run_virtual(scenario())
+
+
 def test_every_sign_of_life_starts_the_clock_again() -> None:
     async def scenario() -> None:
         watch = Watch(3.0)

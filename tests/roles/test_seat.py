@@ -82,3 +82,27 @@ def test_a_round_that_is_committed_reaches_the_stage_although_the_route_broke_me
         assert averager.locals == [([0.0, 0.0], 8), ([1.0, 1.0], 0)]
 
     run(scenario())
+
+
+class PatientAverager(FakeAverager):
+    """A round after three steps."""
+
+    async def synchronise(self, local: torch.Tensor, samples: int) -> torch.Tensor:
+        self.locals.append((local.tolist(), samples))
+        return torch.ones(2)
+
+    def is_due(self, steps: int) -> bool:
+        return steps >= 3
+
+
+def test_steps_of_unequal_size_weigh_by_their_samples() -> None:
+    async def scenario() -> None:
+        stage, device = FakeStage(), FakeDevice()
+        averager = PatientAverager(device)
+        arguments: list[Any] = [FakeContext(), load().run_config(), stage, device, averager, Reason(log, "")]
+        seat = Seat(*arguments)
+        for step, samples in enumerate((64, 16, 7, 80, 80, 80), 1):
+            await seat.committed(step, samples)
+        assert averager.locals == [([0.0, 0.0], 64 + 16 + 7), ([1.0, 1.0], 240)]
+
+    run(scenario())

@@ -17,6 +17,7 @@ RUN = RunId("digits", "0" * 32)
 LINES = [
     MetricLine(1, "step", 10.0, {"pipeline": "p1"}, {"loss": 2.5, "step": 1.0}),
     MetricLine(2, "round", 11.0, {"stage": "mlp/0"}, {"seconds": 0.5}),
+    MetricLine(3, "hop", 12.0, {"pipeline": "p1", "stage": "mlp/0"}, {"wait": 0.25}),
 ]
 
 
@@ -37,7 +38,7 @@ def test_a_monitor_that_returns_knows_what_it_has(tmp_path: Path) -> None:
         sinks[0].write("bob", LINES[:1])
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"peer": "alice", "ser')
-    assert last_serials(tmp_path / METRICS_FILE) == {"alice": 2, "bob": 1}
+    assert last_serials(tmp_path / METRICS_FILE) == {"alice": 3, "bob": 1}
     assert last_serials(tmp_path / "nothing.jsonl") == {}
 
 
@@ -59,4 +60,5 @@ def test_wandb_offline_writes_a_run_that_can_be_synchronised_later(
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     (log,) = folder.glob("*.wandb")
     # Its writer process closes the file a few milliseconds after `finish` has returned (wandb 0.31).
-    run(until(lambda: b"step/p1/loss" in log.read_bytes()))
+    # The stages of a pipeline do not overwrite each other.
+    run(until(lambda: all(name in log.read_bytes() for name in (b"step/p1/loss", b"hop/p1/mlp/0/wait"))))

@@ -10,7 +10,8 @@ import pytest
 from distqat.errors import DataError
 from distqat.ids import Endpoint, PipelineId, Seat, StageIndex
 from distqat.roles.remote import Remote
-from distqat.roles.status import SwarmStatus
+from distqat.roles.seat import Seat as HeldSeat
+from distqat.roles.status import PipelineStatus, SwarmStatus
 from distqat.roles.trainer import Trainer
 from tests.sim.swarm import PORT, World, open_world, peer_of, steps, training
 from tests.support import run_virtual
@@ -199,5 +200,62 @@ def test_a_role_that_is_dropped_by_two_is_dropped_once_and_a_caller_may_hang_up(
                     group.create_task(remote(world, other).drop_role("expert"))
                 await asyncio.sleep(0.01)
                 group.create_task(world.stop(other))
+
+    run_virtual(scenario(), debug=False)
+
+
+class Tally:
+    """The samples that stage 0 has learned from, all its experts together; and a stop at the worst moment."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, late: float) -> None:
+        self.samples = 0
+        self.stopped = 0
+        self._late = late  # Seconds that the order to stop is under way.
+        self._committed: dict[str, asyncio.Event] = {}  # By pipeline: set at its next commit.
+        hear, drive = HeldSeat.committed, Trainer.drive
+
+        async def committed(seat: HeldSeat, step: int, samples: int) -> None:
+            if seat.stage.index == 0:
+                self.samples += samples
+                self._committed.setdefault(seat.status(0.0).pipeline, asyncio.Event()).set()
+            await hear(seat, step, samples)
+
+        async def order(trainer: Trainer, pipeline: PipelineId, epoch: int, route: tuple[Seat, ...]) -> PipelineStatus:
+            if not route:
+                await self._hold(pipeline)
+            return await drive(trainer, pipeline, epoch, route)
+
+        monkeypatch.setattr(HeldSeat, "committed", committed)
+        monkeypatch.setattr(Trainer, "drive", order)
+
+    async def _hold(self, pipeline: str) -> None:
+        """Until stage 0 has applied a step of which the trainer cannot know yet."""
+        await asyncio.sleep(self._late)
+        self._committed[pipeline] = asyncio.Event()
+        await self._committed[pipeline].wait()
+        self.stopped += 1
+
+
+def test_a_pipeline_that_is_stopped_books_its_last_steps_before_others_get_its_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tally = Tally(monkeypatch, late=0.3)
+
+    async def scenario() -> None:
+        async with open_world(tmp_path, "train.epochs=12", "data.batch=64") as world:
+            await world.start("helper", "trainer")
+            await world.start("head", "client", join="helper")
+            for host in ("alice", "bob", "carol", "dave"):
+                await world.start(host, "expert", join="helper")
+            status = await world.until("head", lambda s: len(training(s)) == 2 and steps(s) > 4, pause=0.01)
+            leaver: Seat = training(status)[0].route[1]
+            await world.stop(leaver.endpoint.host)
+            done = await world.until("head", lambda s: s.run() and s.run().finished)  # type: ignore[union-attr]
+            run = done.run()
+            assert run is not None
+            assert tally.stopped
+            assert (run.lost, run.doubled) == (0, 0)
+            # What the stages have learned from, and not only what the books say.
+            assert tally.samples == run.committed == run.budget
 
     run_virtual(scenario(), debug=False)

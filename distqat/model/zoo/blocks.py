@@ -6,7 +6,7 @@ Between two blocks passes one hidden tensor, so a model can be cut in front of a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -76,13 +76,14 @@ class StagePlan:
         return self.blocks[-1].output
 
 
-def slice_of(plan: ModelPlan, ranges: Sequence[range], index: int) -> StagePlan:
-    """The slice of one stage. Raises ModelError when there is no such stage."""
+def slice_of(plan: ModelPlan, ranges: Sequence[range], index: int, dtype: torch.dtype = torch.float32) -> StagePlan:
+    """The slice of one stage; blocks hand tensors of that type on. Raises ModelError when there is no such stage."""
     if not 0 <= index < len(ranges):
         raise ModelError(f"there is no stage {index}; the model is cut into {len(ranges)} (0 to {len(ranges) - 1})")
     own = ranges[index]
-    inputs = plan.inputs if own.start == 0 else plan.blocks[own.start - 1].output
-    return StagePlan(plan.name, index, len(ranges), own.start, inputs, plan.blocks[own.start : own.stop])
+    blocks = [replace(block, output=replace(block.output, dtype=dtype)) for block in plan.blocks]
+    inputs = plan.inputs if own.start == 0 else blocks[own.start - 1].output
+    return StagePlan(plan.name, index, len(ranges), own.start, inputs, tuple(blocks[own.start : own.stop]))
 
 
 def build(spec: BlockSpec, seed: int, model: str, index: int) -> nn.Module:

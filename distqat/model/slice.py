@@ -1,0 +1,120 @@
+"""The blocks of one stage: what they hold, and how a microbatch goes through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from distqat.config import Precision
+from distqat.errors import TensorError
+from distqat.ids import MicrobatchId
+from distqat.model import boundary, rng
+from distqat.model.layout import layout_of
+from distqat.model.precision import Casts, Overflow, autocast, compute_type, quenched
+from distqat.model.zoo import blocks as zoo_blocks
+from distqat.model.zoo.blocks import StagePlan
+
+
+class Slice:
+    """Blocks with their numbers, on a device."""
+
+    def __init__(self, plan: StagePlan, seed: int, precision: Precision, device: torch.device) -> None:
+        self.plan = plan
+        self.seed = seed
+        self.precision = precision
+        self.device = device
+        self.blocks = nn.ModuleList(
+            zoo_blocks.build(spec, seed, plan.model, plan.first_block + number).to(device)
+            for number, spec in enumerate(plan.blocks)
+        )
+        self.layout = layout_of(plan.first_block, self.blocks)
+        self.parameters = list(self.blocks.parameters())
+        self.buffers = list(self.blocks.buffers())
+        # None where a number that is not finite is a fault and no sign.
+        self.overflow = Overflow(len(self.blocks), device) if precision == "fp16" else None
+        self._type = compute_type(precision)
+        self._casts = Casts(precision, self.blocks)
+        self._dropouts = [rng.dropouts(block) for block in self.blocks]
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        """The input on the stage's device; after the first stage as a leaf that collects its gradient."""
+        placed = hidden.to(self.device)
+        if self.plan.index == 0:
+            return boundary.canonical(placed.detach())
+        return boundary.enter(placed, self._customs(0, is_training=True))
+
+    def run(self, hidden: Tensor, microbatch: MicrobatchId | None) -> Tensor:
+        """Through the blocks; a microbatch means training, None evaluation. Raises TensorError."""
+        is_training = microbatch is not None
+        if self.blocks.training != is_training:
+            self.blocks.train(is_training)
+        with autocast(self.precision, self.device):
+            for number, block in enumerate(self.blocks):
+                if microbatch is not None:
+                    self._seed(number, microbatch)
+                try:
+                    output = self._call(number, block, hidden)
+                except ValueError as error:
+                    raise TensorError(f"stage {self.plan.name} cannot compute this microbatch: {error}") from None
+                hidden = boundary.cross(output, self._type, self._customs(number, is_training))
+        return hidden
+
+    def run_again(self, hidden: Tensor, microbatch: MicrobatchId, gradient: Tensor) -> None:
+        """Forward as the first time, and backward; running statistics have counted the microbatch already."""
+        before = self.copy_buffers()
+        try:
+            torch.autograd.backward(self.run(hidden, microbatch), gradient)
+        finally:
+            self.put_buffers(before)
+
+    def overflowed(self) -> list[int]:
+        """Numbers of the blocks that met a number beyond fp16 in this step; waits for the device."""
+        return self.overflow.blocks() if self.overflow is not None else []
+
+    def held(self) -> list[Tensor]:
+        """All tensors that are there whether microbatches wait or not."""
+        return [*self.parameters, *self.buffers, *self._casts.held()]
+
+    def forget_casts(self) -> None:
+        """The parameters change."""
+        self._casts.clear()
+
+    def end_step(self) -> None:
+        """The parameters change, and overflows were those of this step."""
+        self.forget_casts()
+        if self.overflow is not None:
+            self.overflow.clear()
+
+    def copy_buffers(self) -> list[Tensor]:
+        """The running statistics as they are now."""
+        return [buffer.clone() for buffer in self.buffers]
+
+    def put_buffers(self, values: Sequence[Tensor]) -> None:
+        """Take back running statistics."""
+        for buffer, value in zip(self.buffers, values, strict=True):
+            buffer.copy_(value)
+
+    def mend_buffers(self, values: Sequence[Tensor]) -> None:
+        """Take back those running statistics that are not finite any more."""
+        for buffer, value in zip(self.buffers, values, strict=True):
+            if not bool(torch.isfinite(buffer).all()):
+                buffer.copy_(value)
+
+    def _call(self, number: int, block: nn.Module, hidden: Tensor) -> Tensor:
+        casts = self._casts.of(number)
+        output: Tensor = functional_call(block, casts, (hidden,), tie_weights=False) if casts else block(hidden)
+        return output
+
+    def _seed(self, number: int, microbatch: MicrobatchId) -> None:
+        if self._dropouts[number]:
+            path = ("dropout", microbatch.step, microbatch.index, self.plan.first_block + number)
+            rng.seed_dropouts(self._dropouts[number], self.seed, *path)
+
+    def _customs(self, number: int, is_training: bool) -> Callable[[Tensor], Tensor] | None:
+        if self.overflow is None:
+            return None
+        return partial(self.overflow.note, number) if is_training else quenched

@@ -1,0 +1,97 @@
+"""What a stage computes for its route, on the device's thread; measured, and with the norms that a verdict needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from distqat.ids import MicrobatchId
+from distqat.model.agreement import Verdict, decide
+from distqat.model.device import Priority
+from distqat.pipeline.host import Post
+from distqat.pipeline.words import Microbatch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes up for a microbatch."""
+
+    gradient: torch.Tensor | None
+    """By the stage's input; None in stage 0, and in an evaluation."""
+    square_norms: tuple[float, ...] = ()
+    """Of the whole step, by block from here to the end of the model: with its last microbatch, if they are needed."""
+    sums: Mapping[str, float] | None = None
+    """In the last stage: "loss" and others."""
+
+
+class Computing:
+    """The work of one stage on one route; one job at a time."""
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._stage = post.stage
+
+    async def forward(self, message: Microbatch, hidden: torch.Tensor) -> torch.Tensor:
+        """The stage's output. Raises TensorError, StaleError, as everything here does."""
+        work = partial(self._stage.forward, message.id, hidden, message.train)
+        return await self._run("forward", message.id, work, Priority.FORWARD, message.train)
+
+    async def loss(self, message: Microbatch, hidden: torch.Tensor, targets: dict[str, torch.Tensor]) -> Answer:
+        """In the last stage: forward, loss and backward."""
+
+        def work() -> Answer:
+            result = self._stage.loss(message.id, hidden, targets, message.batch_samples, message.train)
+            if not message.train:
+                return Answer(None, (), result.sums)
+            return Answer(result.gradient, self._square_norms(message.id, ()), result.sums)
+
+        return await self._run("loss", message.id, work, Priority.BACKWARD, message.train)
+
+    async def backward(self, id: MicrobatchId, gradient: torch.Tensor, norms_below: tuple[float, ...]) -> Answer:
+        """The gradient for the stage above."""
+
+        def work() -> Answer:
+            return Answer(self._stage.backward(id, gradient), self._square_norms(id, norms_below))
+
+        return await self._run("backward", id, work, Priority.BACKWARD)
+
+    async def conclude(self, step: int, square_norms: tuple[float, ...]) -> Verdict:
+        """In stage 0: decide how the step is applied everywhere, and apply it here."""
+        limits, standing = self._post.limits, self._post.standing
+        verdict = Verdict(1.0, standing.verdict.scale)
+        if limits.needs_norms:
+            verdict = decide(square_norms, limits.optimizer, limits.precision, verdict.scale)
+        await self.apply(step, verdict)
+        return verdict
+
+    async def apply(self, step: int, verdict: Verdict) -> None:
+        """Apply the step's gradients as was decided."""
+        work = partial(self._post.standing.apply, self._stage, step, verdict)
+        await self._run("commit", MicrobatchId(step, 0), work, Priority.OTHER)
+
+    async def _run(
+        self, kind: str, id: MicrobatchId, work: Callable[[], T], priority: Priority, train: bool = True
+    ) -> T:
+        loop, device = asyncio.get_running_loop(), self._post.host.device
+        began = loop.time()
+        with self._post.timeline.span(kind, id.step if train else 0, id.index) as span:
+            result = await device.run(span.around(device.to_end(work)), priority)
+        if train and kind != "commit":
+            self._post.pace.worked(kind, loop.time() - began)
+        return result
+
+    # On the device's thread.
+
+    def _square_norms(self, id: MicrobatchId, below: tuple[float, ...]) -> tuple[float, ...]:
+        size = self._post.standing.size(id.step)
+        # Microbatches are answered in the order of their indices.
+        if not self._post.limits.needs_norms or size is None or id.index < size.count - 1:
+            return ()
+        return (*self._stage.square_norms(id.step), *below)

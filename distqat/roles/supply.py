@@ -1,0 +1,100 @@
+"""What one pipeline trains on: batches from the claim until they are known to be committed, each with its step.
+
+One batch is claimed ahead of the step that is being submitted: a pipeline waits for samples only where there are none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distqat.data.client import Batch, DataClient
+
+
+@dataclass(frozen=True)
+class Portion:
+    """A batch and the step that it is for."""
+
+    step: int
+    batch: Batch
+
+
+class Supply:
+    """The batches of one pipeline, in the order of their steps."""
+
+    def __init__(self, data: DataClient, samples: Callable[[], int]) -> None:
+        """`samples` says how large the next batch should be."""
+        self._data = data
+        self._samples = samples
+        self._portions: deque[Portion] = deque()  # Claimed, and not known to be committed; steps without a gap.
+        self._taken = 0  # Step of the last portion that the present route was given.
+        self._claimed = 0  # Step of the last portion.
+        self._is_over = False  # No further batch comes: the run's budget is committed.
+        self._is_ended = False  # Nothing is given out any more.
+        self._changed = asyncio.Event()  # Set, and replaced, whenever anything above changes.
+
+    def __repr__(self) -> str:
+        return f"<Supply {len(self._portions)} batches, {self._claimed - self._taken} ahead of step {self._taken}>"
+
+    @property
+    def waiting(self) -> str:
+        """Why no batch comes, in one sentence; empty while some are here."""
+        return "" if self._portions else self._data.waiting
+
+    async def restart(self, committed: int) -> bool:
+        """A route opens at this step: what is claimed beyond it is given out anew; whether there is any."""
+        await self.book(committed)
+        self._taken = committed
+        self._claimed = self._portions[-1].step if self._portions else committed
+        self._is_over = False
+        return bool(self._portions)
+
+    async def keep_claiming(self) -> None:
+        """Claim the next batch while the present one is submitted, until the budget is committed. May be cancelled."""
+        while not self._is_over:
+            if self._claimed > self._taken:
+                await self._changed.wait()
+                continue
+            batch = await self._data.next(self._samples())
+            # Nothing is awaited between the claim and this: a cancellation cannot lose the batch.
+            if batch is None:
+                self._is_over = True
+            else:
+                self._claimed += 1
+                self._portions.append(Portion(self._claimed, batch))
+            self._notify()
+
+    async def take(self) -> Portion | None:
+        """The next step's batch; None when the budget is committed, or when no further step may begin."""
+        while not self._is_ended:
+            if self._claimed > self._taken:
+                self._taken += 1
+                self._notify()
+                return next(portion for portion in self._portions if portion.step == self._taken)
+            if self._is_over:
+                break
+            await self._changed.wait()
+        return None
+
+    def end(self) -> None:
+        """Begin no further step, ever."""
+        self._is_ended = True
+        self._notify()
+
+    async def book(self, committed: int) -> None:
+        """All steps up to this one are committed."""
+        while self._portions and self._portions[0].step <= committed:
+            await self._data.committed(self._portions[0].batch)
+            self._portions.popleft()
+
+    async def give_back(self) -> None:
+        """Somebody else trains on what is left."""
+        while self._portions:
+            await self._data.give_back(self._portions[0].batch)
+            self._portions.popleft()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,68 @@
+"""`int8` and `int4`: blocks of elements, each with a scale of its own, and small integers that count in it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from distqat.errors import MessageError, TensorError
+from distqat.wire.codecs import device as on_device
+from distqat.wire.codecs import kernels
+from distqat.wire.codecs.codec import CPU, Bytes, Floats, check_float, check_length, flat, from_bytes, refuse, to_device
+from distqat.wire.codecs.layout import Layout
+from distqat.wire.codecs.memory import empty
+
+
+class BlockCodec:
+    """int8: 1.016 bytes for each element; int4: 0.5625. NaN and infinity do not pass."""
+
+    def __init__(self, name: str, layout: Layout) -> None:
+        self.name = name
+        self.layout = layout
+
+    def size(self, elements: int, dtype: torch.dtype) -> int:
+        """See Codec."""
+        return self.layout.size(elements)
+
+    def encode(self, tensor: torch.Tensor) -> memoryview:
+        """See Codec."""
+        out = np.empty(self.layout.size(tensor.numel()), np.uint8).data
+        self.encode_into(tensor, out)
+        return out
+
+    def encode_into(self, tensor: torch.Tensor, out: memoryview) -> None:
+        """See Codec."""
+        check_float(self.name, tensor.dtype, TensorError)
+        data = from_bytes(out)
+        if tensor.device.type == CPU.type:
+            is_finite = kernels.encode(flat(tensor), data, self.layout)
+        else:
+            torch.from_numpy(data).copy_(on_device.encode(flat(tensor), self.layout))
+            is_finite = bool(np.isfinite(self._scales(data, tensor.numel())).all())
+        if not is_finite:
+            refuse(self.name, tensor, torch.finfo(tensor.dtype).max)
+
+    def decode(
+        self, data: memoryview, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device = CPU
+    ) -> torch.Tensor:
+        """See Codec."""
+        elements = math.prod(shape)
+        check_float(self.name, dtype, MessageError)
+        check_length(data, self.layout.size(elements), dtype, shape)
+        source = from_bytes(data)
+        if device.type == CPU.type:
+            out = empty(shape, dtype)
+            is_sound = kernels.decode(source, out.view(-1), self.layout)
+        else:
+            scales = self._scales(source, elements).view(np.uint32)
+            is_sound = int(scales.max(initial=0)) <= int(self.layout.largest_scale(dtype).view(np.uint32))
+            out = on_device.decode(to_device(source, device), elements, self.layout).to(dtype).view(shape)
+        if not is_sound:
+            raise MessageError(f"codec {self.name}: a scale that no finite {dtype} tensor has")
+        return out
+
+    def _scales(self, data: Bytes, elements: int) -> Floats:
+        """Copied, since bytes may lie at any address."""
+        return np.frombuffer(data[: self.layout.scale_bytes(elements)].tobytes(), np.float32)

@@ -1,0 +1,59 @@
+"""The memory that codecs work in and fill, and copies between element types."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import torch
+
+from distqat.wire.frames import aligned
+
+CHUNK = 1 << 18
+"""Elements that go through all steps of a kernel before the next ones do; a multiple of every block.
+
+Smaller chunks pay more for calls (64 Ki elements: a fifth more time), larger ones gain nothing and leave the cache.
+"""
+
+SERIAL = 31 << 10
+"""Elements of one torch operation. From 32768 on torch takes more threads, and these belong to the computation."""
+
+MOST_BLOCKS = CHUNK // 64
+
+HUGE = 4 << 20
+"""Bytes from which numpy asks the system for huge pages, which are four times as fast to fill for the first time."""
+
+
+class Scratch(threading.local):
+    """3.3 MiB at most for each thread that encodes or decodes, while it lives. What is in it lasts for one chunk."""
+
+    def __init__(self) -> None:
+        self.source = torch.empty(CHUNK)
+        self.values = np.empty(CHUNK, np.float32)
+        self.largest = np.empty(MOST_BLOCKS, np.float32)
+        self.inverse = np.empty(MOST_BLOCKS, np.float32)
+        self.codes = np.empty(CHUNK, np.uint8)
+        self.pairs = np.empty(CHUNK // 2, np.uint16)
+        self.half_bytes = np.empty(2 * CHUNK, np.uint8)
+        self.halves = torch.from_numpy(self.half_bytes).view(torch.int16)
+
+
+SCRATCH = Scratch()
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A new CPU tensor, not cleared, at an address where torch would put it."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < HUGE:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(aligned(size), dtype=dtype).view(shape)
+
+
+def convert(source: torch.Tensor, out: torch.Tensor) -> None:
+    """Copy [num_elements] into another element type, on this thread alone."""
+    if len(source) <= SERIAL:
+        out.copy_(source)
+        return
+    for part, place in zip(torch.split(source, SERIAL), torch.split(out, SERIAL), strict=True):
+        place.copy_(part)

@@ -1,0 +1,48 @@
+"""`none`: the elements as they lie in memory, little-endian; exact."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from distqat.wire.codecs.codec import CPU, as_bytes, check_length, flat, from_bytes, to_device
+from distqat.wire.codecs.memory import empty
+from distqat.wire.frames import ALIGNMENT
+
+
+class NoneCodec:
+    """Four bytes for an fp32, two for a bf16; every element type, every value."""
+
+    name = "none"
+
+    def size(self, elements: int, dtype: torch.dtype) -> int:
+        """See Codec."""
+        return elements * dtype.itemsize
+
+    def encode(self, tensor: torch.Tensor) -> memoryview:
+        """See Codec. Shares memory with a contiguous CPU tensor."""
+        return as_bytes(flat(tensor).cpu()).data
+
+    def encode_into(self, tensor: torch.Tensor, out: memoryview) -> None:
+        """See Codec."""
+        from_bytes(out)[:] = as_bytes(flat(tensor).cpu())
+
+    def decode(
+        self, data: memoryview, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device = CPU
+    ) -> torch.Tensor:
+        """See Codec. Shares memory with `data` if that is writable and lies where torch would have put it.
+
+        Elsewhere some operations of torch may round differently, and a pipeline would not equal one process any more.
+        """
+        check_length(data, self.size(math.prod(shape), dtype), dtype, shape)
+        if not data.nbytes:
+            return torch.empty(shape, dtype=dtype, device=device)
+        source = from_bytes(data)
+        if source.flags.writeable and source.ctypes.data % ALIGNMENT == 0:
+            return torch.from_numpy(source).view(dtype).view(shape).to(device)
+        if device.type != CPU.type:
+            return to_device(source, device).view(dtype).view(shape)
+        out = empty(shape, dtype)
+        as_bytes(out)[:] = source
+        return out

@@ -1,0 +1,234 @@
+"""A drive over a route that is only pretended: what is submitted, replayed and chosen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distqat.config import RunConfig, load
+from distqat.data.client import LedgerClient, LocalClaims
+from distqat.data.ledger import Ledger
+from distqat.data.sampler import Sampler, progress
+from distqat.data.sources import ArraySplit, Source
+from distqat.discovery.records import Pace
+from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
+from distqat.model.agreement import LossScale, Verdict
+from distqat.model.shapes import DataShape
+from distqat.pipeline.route import HopError, Route
+from distqat.pipeline.tally import StepResult
+from distqat.roles import drive as module
+from distqat.roles.batches import step_seconds
+from distqat.roles.drive import Drive, Fuel
+from distqat.rpc.local import Network
+from distqat.telemetry import Telemetry
+from tests.support import run_virtual, until
+
+BUDGET = 1600
+MINE, OTHER = PipelineId("mine"), PipelineId("other")
+SEATS = (Seat(PeerId("a" * 40), Endpoint("alice", 1), StageIndex(0)),)
+SAMPLES = ArraySplit({"inputs": np.arange(BUDGET, dtype=np.float32)[:, None], "labels": np.arange(BUDGET)})
+SOURCE = Source("numbers", "cv", DataShape("image", (1, 1, 1), BUDGET), SAMPLES, SAMPLES)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a link was given."""
+
+    step: int
+    first: float
+    samples: int
+    microbatches: int
+    progress: float
+
+
+@dataclass
+class FakeRoute:
+    """All routes of a pipeline over one stage: a microbatch takes `seconds`. Step `breaks_at` is never committed by
+    the route that gets it first."""
+
+    seconds: float = 4.0
+    breaks_at: int = 0
+    step: int = 0
+    submitted: list[Submitted] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def open(self, transport: object, me: PeerId, run: object, route: Route, *_: object) -> AsyncIterator[Any]:
+        async with asyncio.TaskGroup() as group:
+            link = FakeLink(self, route)
+            working = group.create_task(link.work())
+            yield link
+            working.cancel()
+
+
+class FakeLink:
+    """One of them."""
+
+    verdict = Verdict(1.0, LossScale())
+
+    def __init__(self, shared: FakeRoute, route: Route) -> None:
+        self.shared = shared
+        self.route = route
+        self.step = shared.step
+        self._ahead: asyncio.Queue[Submitted] = asyncio.Queue(2)
+        self._changed = asyncio.Condition()
+        self._sizes: dict[int, float] = {}
+
+    async def submit(
+        self, step: int, tensors: Mapping[str, torch.Tensor], microbatches: int, progress: float = 0.0
+    ) -> None:
+        inputs = tensors["inputs"]
+        given = Submitted(step, float(inputs[0, 0]), len(inputs), microbatches, progress)
+        self.shared.submitted.append(given)
+        await self._ahead.put(given)
+
+    async def result(self, step: int) -> StepResult:
+        async with self._changed:
+            await self._changed.wait_for(lambda: step in self._sizes)
+        seconds = self._sizes[step]
+        return StepResult(step, {"loss": 1.0}, seconds, seconds)
+
+    async def work(self) -> None:
+        while True:
+            given = await self._ahead.get()
+            if given.step == self.shared.breaks_at:
+                self.shared.breaks_at = 0
+                raise HopError("gone", self.route.seats[0].peer, "UnreachableError")
+            seconds = step_seconds(self.shared.seconds, given.microbatches, 1)
+            await asyncio.sleep(seconds)
+            async with self._changed:
+                self.step = self.shared.step = given.step
+                self._sizes[given.step] = seconds
+                self._changed.notify_all()
+
+    async def settle(self) -> None:
+        """Nobody to agree with."""
+
+    async def evaluate(self, tensors: Mapping[str, torch.Tensor], microbatches: int) -> dict[str, float]:
+        return {"loss": 1.0, "correct": 1.0, "samples": float(len(tensors["inputs"]))}
+
+
+def config(*overrides: str) -> RunConfig:
+    return load(
+        overrides=["data.batch=64", "data.microbatches=8", "model.stages=1", "train.epochs=1", *overrides]
+    ).run_config()
+
+
+@dataclass
+class Scene:
+    """A drive and what is around it."""
+
+    drive: Drive
+    ledger: Ledger
+    telemetry: Telemetry
+
+
+def a_scene(monkeypatch: pytest.MonkeyPatch, route: FakeRoute, paces: list[Pace], *overrides: str) -> Scene:
+    monkeypatch.setattr(module, "open_route", route.open)
+    telemetry, ledger = Telemetry(), Ledger(BUDGET)
+    transport = Network().transport("trainer")
+    fuel = Fuel(PeerId("t" * 40), transport, config(*overrides), SOURCE, telemetry, lambda: paces)
+    data = LedgerClient(MINE, SOURCE, Sampler(BUDGET, 7), LocalClaims(ledger))
+    scene = Scene(Drive(fuel, MINE, data), ledger, telemetry)
+    scene.drive.order(1, SEATS)
+    return scene
+
+
+async def drive_to_the_end(scene: Scene) -> None:
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(scene.drive.work())
+        await until(lambda: scene.drive.status(0.0).phase == "finished", timeout=1e6, pause=20.0)
+        scene.drive.drain()
+        await working
+    assert (scene.ledger.committed, scene.ledger.doubled, scene.ledger.lost) == (BUDGET, 0, 0)
+
+
+def test_every_step_carries_the_runs_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        route = FakeRoute()
+        await drive_to_the_end(a_scene(monkeypatch, route, []))
+        assert [given.step for given in route.submitted] == list(range(1, 26))
+        assert [given.progress for given in route.submitted] == [i * 64 / BUDGET for i in range(25)]
+        assert progress(0, BUDGET) == 0.0
+        assert progress(BUDGET, BUDGET) == 1.0
+
+    run_virtual(main())
+
+
+def test_a_replay_is_what_was_broken_though_the_number_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        # After eight steps it adapts, with steps of the old size on their way; then the route breaks.
+        paces = [Pace(PipelineId(f"other{i}"), 1.0, 8) for i in range(3)]
+        route = FakeRoute(breaks_at=10)
+        scene = a_scene(monkeypatch, route, paces)
+        await drive_to_the_end(scene)
+        assert scene.drive.status(0.0).replayed == 1
+        by_step: dict[int, set[Submitted]] = {}
+        for given in route.submitted:
+            by_step.setdefault(given.step, set()).add(given)
+        assert all(len(given) == 1 for given in by_step.values())
+        assert len(route.submitted) > len(by_step)
+        sizes = [given.pop().microbatches for _, given in sorted(by_step.items())]
+        assert sizes[:10] == [8] * 10
+        assert set(sizes[12:-1]) == {2}
+
+    run_virtual(main())
+
+
+def test_the_number_and_the_pace_are_shown_told_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        paces = [Pace(OTHER, 1.0, 8)]
+        route = FakeRoute()
+        scene = a_scene(monkeypatch, route, paces)
+        assert scene.drive.pace is None
+        async with asyncio.TaskGroup() as group:
+            working = group.create_task(scene.drive.work())
+            await until(lambda: scene.drive.status(0.0).step >= 14, timeout=1e6, pause=20.0)
+            status, pace = scene.drive.status(0.0), scene.drive.pace
+            assert status.microbatches == 3
+            assert status.microbatch_seconds == pytest.approx(4.0)
+            assert pace == Pace(MINE, status.microbatch_seconds, 3)
+            lines = [metric.values for metric in scene.telemetry.metrics if metric.kind == "step"]
+            assert [(line["microbatches"], line["samples"]) for line in lines[:8]] == [(8, 64)] * 8
+            assert (lines[-1]["microbatches"], lines[-1]["samples"]) == (3, 24)
+            assert lines[-1]["microbatch_seconds"] == pytest.approx(4.0)
+            # Other experts: what was measured is forgotten; the number stays until it is measured again.
+            elsewhere = (Seat(PeerId("b" * 40), Endpoint("bob", 1), StageIndex(0)),)
+            scene.drive.order(2, elsewhere)
+            assert (scene.drive.pace, scene.drive.status(0.0).microbatches) == (None, 3)
+            scene.drive.drain()
+            await working
+
+    run_virtual(main())
+
+
+def test_a_fixed_batch_is_what_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        route = FakeRoute()
+        await drive_to_the_end(a_scene(monkeypatch, route, [Pace(OTHER, 1.0, 8)], "data.adaptive=false"))
+        assert {(given.samples, given.microbatches) for given in route.submitted} == {(64, 8)}
+
+    run_virtual(main())
+
+
+def test_a_batch_is_claimed_while_the_steps_before_it_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        route = FakeRoute(seconds=100.0)
+        scene = a_scene(monkeypatch, route, [])
+        async with asyncio.TaskGroup() as group:
+            working = group.create_task(scene.drive.work())
+            await until(lambda: route.step == 2, timeout=1e6, pause=20.0)
+            # The present step, two that the link has taken, one that it is offered, and one claimed beyond.
+            assert scene.ledger.open == 5 * 64
+            scene.drive.drain()
+            await working
+        assert scene.ledger.open == 0
+        assert scene.ledger.committed == route.step * 64
+
+    run_virtual(main())

@@ -1,0 +1,30 @@
+"""What a status says of times."""
+
+from __future__ import annotations
+
+from distqat.roles import messages
+from distqat.roles.status import ExpertStatus, LinkStatus, StepTimes
+from distqat.timeline import Timelines
+from distqat.times import DOWN, UP, LinkState
+
+
+def test_times_are_those_of_the_last_steps() -> None:
+    now = [0.0]
+    timeline = Timelines(lambda: now[0], lambda *line: None).of("p", "mlp/0", 0)
+    assert StepTimes.of(timeline) is None
+    for step in (1, 2):
+        timeline.add("forward", now[0], now[0] + 1.0, step)
+        timeline.add("encode", now[0], now[0] + 0.5, step, 0, UP, 100, 400)
+        timeline.add("send", now[0], now[0] + 0.25, step, 0, UP, 100)
+        now[0] += 3.0
+        timeline.committed(step, {UP: LinkState(1e6 * step, step == 2)})
+    times = StepTimes.of(timeline)
+    assert times == StepTimes(6.0, 2.0, 0.0, 4.0, 1.0, 0.5, (LinkStatus(UP, 200, 800, 2e6, True),))
+    assert DOWN not in timeline.links
+
+
+def test_times_cross_the_wire() -> None:
+    times = StepTimes(6.0, 2.0, 0.5, 3.5, 1.0, 0.5, (LinkStatus(UP, 200, 800, 2e6, True),))
+    for status in (ExpertStatus(seated=True, times=times), ExpertStatus()):
+        reply = messages.AssignReply(status)
+        assert messages.decode(messages.AssignReply, messages.encode(reply)) == reply

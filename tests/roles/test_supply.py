@@ -1,0 +1,140 @@
+"""Batches on their way from the claim to the books."""
+
+from __future__ import annotations
+
+import asyncio
+
+from distqat.data.client import Batch
+from distqat.roles.supply import Portion, Supply
+from tests.support import run_virtual, until
+
+
+class FakeData:
+    """Hands out `left` batches of what is asked for, one after the other, each after a second."""
+
+    waiting = "waiting: nobody knows for what"
+
+    def __init__(self, left: int = 100) -> None:
+        self.left = left
+        self.asked: list[int] = []
+        self.booked: list[int] = []
+        self.returned: list[int] = []
+        self._begin = 0
+
+    async def next(self, samples: int) -> Batch | None:
+        self.asked.append(samples)
+        await asyncio.sleep(1.0)
+        if not self.left:
+            return None
+        self.left -= 1
+        self._begin += samples
+        return Batch(len(self.asked), self._begin - samples, self._begin, {})
+
+    async def committed(self, batch: Batch) -> None:
+        self.booked.append(batch.begin)
+
+    async def give_back(self, batch: Batch) -> None:
+        self.returned.append(batch.begin)
+
+
+async def take(supply: Supply) -> Portion:
+    portion = await supply.take()
+    assert portion is not None
+    return portion
+
+
+def test_one_batch_is_claimed_ahead_and_no_more() -> None:
+    async def main() -> None:
+        data = FakeData()
+        supply = Supply(data, lambda: 4)
+        assert not await supply.restart(7)
+        assert supply.waiting == data.waiting
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            claiming = group.create_task(supply.keep_claiming())
+            assert (await take(supply)).step == 8
+            # While that one is worked on:
+            await asyncio.sleep(50.0)
+            assert data.asked == [4, 4]
+            assert supply.waiting == ""
+            before = loop.time()
+            assert await take(supply) == Portion(9, Batch(2, 4, 8, {}))
+            assert loop.time() == before
+            assert repr(supply) == "<Supply 2 batches, 0 ahead of step 9>"
+            claiming.cancel()
+
+    run_virtual(main())
+
+
+def test_the_size_is_asked_for_when_a_batch_is_claimed() -> None:
+    async def main() -> None:
+        data, sizes = FakeData(), iter((4, 6, 8, 10))
+        supply = Supply(data, lambda: next(sizes))
+        await supply.restart(0)
+        async with asyncio.TaskGroup() as group:
+            claiming = group.create_task(supply.keep_claiming())
+            assert [(await take(supply)).batch.samples for _ in range(3)] == [4, 6, 8]
+            claiming.cancel()
+
+    run_virtual(main())
+
+
+def test_another_route_gets_what_is_not_committed_again() -> None:
+    async def main() -> None:
+        data = FakeData()
+        supply = Supply(data, lambda: 4)
+        await supply.restart(0)
+        async with asyncio.TaskGroup() as group:
+            claiming = group.create_task(supply.keep_claiming())
+            first = [await take(supply) for _ in range(3)]
+            await until(lambda: len(data.asked) == 4)
+            await supply.book(1)
+            claiming.cancel()
+        # The claim that was cut off gave nothing; the second step turns out to be committed.
+        assert await supply.restart(2)
+        assert data.booked == [0, 4]
+        async with asyncio.TaskGroup() as group:
+            claiming = group.create_task(supply.keep_claiming())
+            assert await take(supply) == first[2]
+            assert (await take(supply)).step == 4
+            claiming.cancel()
+
+    run_virtual(main())
+
+
+def test_the_end_of_the_budget_ends_it_but_not_before_what_is_claimed_is_out() -> None:
+    async def main() -> None:
+        data = FakeData(left=2)
+        supply = Supply(data, lambda: 4)
+        await supply.restart(0)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(supply.keep_claiming())
+            assert [(await take(supply)).step for _ in range(2)] == [1, 2]
+            assert await supply.take() is None
+
+    run_virtual(main())
+
+
+def test_whoever_ends_it_gives_back_the_rest() -> None:
+    async def main() -> None:
+        data = FakeData()
+        supply = Supply(data, lambda: 4)
+        await supply.restart(0)
+        async with asyncio.TaskGroup() as group:
+            claiming = group.create_task(supply.keep_claiming())
+            for _ in range(2):
+                await take(supply)
+            await until(lambda: len(data.asked) == 3)
+            taking = group.create_task(supply.take())
+            await asyncio.sleep(0)
+            supply.end()
+            assert await taking is None
+            claiming.cancel()
+        await supply.book(1)
+        await supply.give_back()
+        assert (data.booked, data.returned) == ([0], [4])
+        # For good, also on another route.
+        await supply.restart(1)
+        assert await supply.take() is None
+
+    run_virtual(main())
