@@ -84,12 +84,13 @@ class Recipe:
         }
 
 
-GPT = Recipe("gpt", DataShape("tokens", (128,), 8192), 8, (("width", 256), ("layers", 4)))
-"""distilgpt2 at a third of its width: head and layers have about the same share of the work as there, and the
-vocabulary is 32 times the width (there 65), so compute, activations and scores stand to each other as in real models."""
+GPT = Recipe("gpt", DataShape("tokens", (128,), 4096), 24, (("width", 256), ("layers", 3)))
+"""A small language model in realistic proportions: head and layers share the work about as in distilgpt2, and the
+vocabulary is 16 times the width (there 65). The batch suits hivemind, which hangs where a call of less than 2 MiB is
+answered with more than 4 MiB: activations have to be between these."""
 
 BYTE_GPT = Recipe("gpt", DataShape("tokens", (128,), 256), 8, (("width", 256), ("layers", 4)))
-"""The same on bytes: scores are as small as activations, as suits a client that computes the loss."""
+"""On bytes: scores are as small as activations, which is as good as it gets for a client that computes the loss."""
 
 RESNET = Recipe("resnet", DataShape("image", (1, 8, 8), 10), 256)
 """The hard case: 9 ms of compute for a microbatch whose activations take 131 KB."""

@@ -34,7 +34,7 @@ class Whole:
     async def steps_in(self, seconds: float) -> int:
         """Steps that take about so long."""
         await self.train(1)
-        return max(2, round(seconds / (await self.train(2) / 2)))
+        return max(1, round(seconds / await self.train(1)))
 
     async def largest_share(self, stages: int) -> float:
         """Of the work of a step, CPU time, in the most expensive stage."""

@@ -160,7 +160,9 @@ class WireOverride(Section):
 class WireSection(Section):
     """How tensors travel."""
 
-    inputs: CodecName = Field("none", description="Codec of the samples on their way to stage 0; targets travel exactly.")
+    inputs: CodecName = Field(
+        "none", description="Codec of the samples on their way to stage 0; targets travel exactly."
+    )
     activations: CodecName = Field("none", description="Codec of activations: none, bf16, fp16, int8 or int4.")
     gradients: CodecName = Field("none", description="Codec of activation gradients: none, bf16, fp16, int8 or int4.")
     overrides: list[WireOverride] = Field(

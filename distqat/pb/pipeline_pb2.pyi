@@ -407,10 +407,31 @@ class Gradient(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SumsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STEP_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     SQUARE_NORMS_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step of the microbatch."""
     index: _builtins.int
@@ -425,6 +446,10 @@ class Gradient(_message.Message):
         from the sender's first block to the last of the model.
         """
 
+    @_builtins.property
+    def sums(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What the last stage says of the microbatch, as in an Outcome."""
+
     def __init__(
         self,
         *,
@@ -432,10 +457,11 @@ class Gradient(_message.Message):
         index: _builtins.int = ...,
         tensors: _abc.Iterable[_common_pb2.TensorHeader] | None = ...,
         square_norms: _abc.Iterable[_builtins.float] | None = ...,
+        sums: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "square_norms", b"square_norms", "step", b"step", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "square_norms", b"square_norms", "step", b"step", "sums", b"sums", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,7 +469,7 @@ Global___Gradient: _TypeAlias = Gradient  # noqa: Y015
 
 @_typing.final
 class Outcome(_message.Message):
-    """What the last stage says of one microbatch."""
+    """What the last stage says of one microbatch of an evaluation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -469,14 +495,11 @@ class Outcome(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
-    TRAIN_FIELD_NUMBER: _builtins.int
     SUMS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step of the microbatch."""
     index: _builtins.int
     """Index of the microbatch."""
-    train: _builtins.bool
-    """True when it was a training microbatch."""
     @_builtins.property
     def sums(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Sums over the microbatch: "loss", and those of the task ("correct", "tokens", ...)."""
@@ -486,12 +509,11 @@ class Outcome(_message.Message):
         *,
         step: _builtins.int = ...,
         index: _builtins.int = ...,
-        train: _builtins.bool = ...,
         sums: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "step", b"step", "sums", b"sums", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "step", b"step", "sums", b"sums"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,7 +36,7 @@ class Arrivals:
         self._up = up
         self._input_name = INPUTS if stage.index == 0 else HIDDEN
         self._inputs: dict[Forward, tuple[Microbatch, dict[str, torch.Tensor]]] = {}  # Arrived, not begun.
-        self._gradients: dict[MicrobatchId, tuple[torch.Tensor, tuple[float, ...]]] = {}  # Arrived, not begun.
+        self._gradients: dict[MicrobatchId, tuple[Gradient, torch.Tensor]] = {}  # Arrived, not begun.
         self._verdicts: dict[int, Verdict] = {}  # On the steps whose commit has arrived and is not begun.
         self._changed = asyncio.Event()  # Set whenever there may be something to do.
         self._closing = False  # The trainer has finished: do what is ordered, then end.
@@ -58,8 +58,8 @@ class Arrivals:
         message, named = self._inputs.pop(work)
         return message, named.pop(self._input_name), named
 
-    def gradient(self, id: MicrobatchId) -> tuple[torch.Tensor, tuple[float, ...]]:
-        """Of a microbatch, and the norms that came with it."""
+    def gradient(self, id: MicrobatchId) -> tuple[Gradient, torch.Tensor]:
+        """Of a microbatch: the message, and its tensor."""
         return self._gradients.pop(id)
 
     def verdict(self, step: int) -> Verdict:
@@ -129,14 +129,13 @@ class Arrivals:
         if bool(message.square_norms) != (is_last and self._post.limits.needs_norms):
             raise MessageError(f"{len(message.square_norms)} norms with the gradient of {message.id}")
         self.schedule.backward_arrived(message.id)
-        self._gradients[message.id] = (named[GRADIENT], message.square_norms)
+        self._gradients[message.id] = (message, named[GRADIENT])
 
     async def _answered(self, below: Below, message: Message) -> None:
         match message:
-            case Outcome(_, _, train):
-                if not train:
-                    self.schedule.outcome_arrived(message.id)
-                    below.watch.paid()
+            case Outcome():
+                self.schedule.outcome_arrived(message.id)
+                below.watch.paid()
                 await self._up.put((message, {}))
             case Busy():
                 await self._up.put((message, {}))

@@ -14,7 +14,7 @@ from distqat.ids import MicrobatchId
 from distqat.model.agreement import Verdict, decide
 from distqat.model.device import Priority
 from distqat.pipeline.host import Post
-from distqat.pipeline.words import Microbatch
+from distqat.pipeline.words import Gradient, Microbatch
 
 T = TypeVar("T")
 
@@ -25,10 +25,10 @@ class Answer:
 
     gradient: torch.Tensor | None
     """By the stage's input; None in stage 0, and in an evaluation."""
+    sums: Mapping[str, float]
+    """What the last stage says of it: "loss" and others."""
     square_norms: tuple[float, ...] = ()
     """Of the whole step, by block from here to the end of the model: with its last microbatch, if they are needed."""
-    sums: Mapping[str, float] | None = None
-    """In the last stage: "loss" and others."""
 
 
 class Computing:
@@ -49,18 +49,19 @@ class Computing:
         def work() -> Answer:
             result = self._stage.loss(message.id, hidden, targets, message.batch_samples, message.train)
             if not message.train:
-                return Answer(None, (), result.sums)
-            return Answer(result.gradient, self._square_norms(message.id, ()), result.sums)
+                return Answer(None, result.sums)
+            return Answer(result.gradient, result.sums, self._square_norms(message.id, ()))
 
         return await self._run("loss", message.id, work, Priority.BACKWARD, message.train)
 
-    async def backward(self, id: MicrobatchId, gradient: torch.Tensor, norms_below: tuple[float, ...]) -> Answer:
-        """The gradient for the stage above."""
+    async def backward(self, message: Gradient, gradient: torch.Tensor) -> Answer:
+        """From the answer of the stage below, the one for the stage above."""
 
         def work() -> Answer:
-            return Answer(self._stage.backward(id, gradient), self._square_norms(id, norms_below))
+            entered = self._stage.backward(message.id, gradient)
+            return Answer(entered, message.sums, self._square_norms(message.id, message.square_norms))
 
-        return await self._run("backward", id, work, Priority.BACKWARD)
+        return await self._run("backward", message.id, work, Priority.BACKWARD)
 
     async def conclude(self, step: int, square_norms: tuple[float, ...]) -> Verdict:
         """In stage 0: decide how the step is applied everywhere, and apply it here."""

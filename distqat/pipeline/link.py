@@ -175,14 +175,11 @@ class Link:
     def _hear(self, message: Message) -> None:
         steps = self._results.under_way
         match message:
-            case Outcome(step, _, train):
-                tally = steps.get(step) if train else self._evaluation
-                if tally is None:
-                    raise MessageError(f"an outcome of {message.id}, which does not wait for one")
-                tally.add(message)
-                if not train:
-                    self._answered()
+            case Outcome() if self._evaluation is not None:
+                self._evaluation.add(message)
+                self._answered()
             case Gradient(step) if step in steps:
+                steps[step].add(message)
                 self._answered()
             case Committed(step) if step == self.step + 1 and step in steps:
                 self._results.commit(message, asyncio.get_running_loop().time())

@@ -165,6 +165,8 @@ def _fault_of_gradient(message: Gradient) -> str:
     # An overflow in fp16 makes them infinite or NaN; that is for the verdict.
     if any(norm < 0 for norm in message.square_norms):
         return "the square of a norm is negative"
+    if len(message.sums) > MAX_SUMS:
+        return f"{len(message.sums)} sums"
     return _fault_of_tensors(message.tensors)
 
 

@@ -10,7 +10,7 @@ import torch
 from distqat.errors import DataError, MessageError
 from distqat.pipeline.hop_codecs import INPUTS
 from distqat.pipeline.split import split
-from distqat.pipeline.words import Committed, Microbatch, Outcome
+from distqat.pipeline.words import Committed, Gradient, Microbatch, Outcome
 
 MAX_RESULTS = 16
 """Results that are kept for someone to ask; older ones are forgotten."""
@@ -47,12 +47,12 @@ class Tally:
         """Whether all outcomes are in."""
         return self.outcomes == self.count
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, answer: Outcome | Gradient) -> None:
         """Add one more. Raises MessageError when all are in."""
         if self.is_complete:
-            raise MessageError(f"an outcome of {outcome.id}, which does not wait for one")
+            raise MessageError(f"an answer to {answer.id}, which does not wait for one")
         self.outcomes += 1
-        for name, value in outcome.sums.items():
+        for name, value in answer.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
 

@@ -76,6 +76,8 @@ class Gradient:
     tensors: tuple[TensorHeader, ...] = ()
     square_norms: tuple[float, ...] = ()
     """Of the last microbatch of a step, where norms are needed: of the whole step, by block from the sender down."""
+    sums: Mapping[str, float] = field(default_factory=dict)
+    """What the last stage says of the microbatch: "loss" and metrics; one message less than an Outcome beside it."""
 
     @property
     def id(self) -> MicrobatchId:
@@ -85,11 +87,10 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Up: loss and metrics of one microbatch."""
+    """Up: loss and metrics of one microbatch of an evaluation."""
 
     step: int
     index: int
-    train: bool
     sums: Mapping[str, float] = field(default_factory=dict)
 
     @property

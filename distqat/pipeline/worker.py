@@ -107,7 +107,7 @@ class Worker:
             case Forward():
                 await self._forward(work)
             case Backward(id):
-                answer = await self._computing.backward(id, *self._arrivals.gradient(id))
+                answer = await self._computing.backward(*self._arrivals.gradient(id))
                 self._schedule.done(work)
                 await self._answer(id, answer)
             case Apply(step):
@@ -123,9 +123,10 @@ class Worker:
         if self._below is None:
             answer = await self._computing.loss(message, hidden, targets)
             self._schedule.done(work)
-            await self._up.put((Outcome(message.step, message.index, work.train, answer.sums or {}), {}))
             if work.train:
                 await self._answer(work.id, answer)
+            else:
+                await self._up.put((Outcome(message.step, message.index, answer.sums), {}))
         else:
             output = await self._computing.forward(message, hidden)
             self._schedule.done(work)
@@ -137,7 +138,7 @@ class Worker:
         if self._stage.index == 0:
             self._square_norms, norms = norms, ()
         named = {} if answer.gradient is None else {GRADIENT: answer.gradient}
-        await self._up.put((Gradient(id.step, id.index, square_norms=norms), named))
+        await self._up.put((Gradient(id.step, id.index, square_norms=norms, sums=answer.sums), named))
 
     async def _apply(self, work: Apply, step: int) -> None:
         size = self._post.standing.size(step)

@@ -178,7 +178,8 @@ class Client:
         try:
             loss = leases.answered(peer, await remote.status(), loop.time())
         except DistqatError as error:
-            loss = leases.failed(peer, error, loop.time())
+            # Whoever asks is alive: a daemon that is too busy to answer itself has lost nobody.
+            loss = leases.failed(peer, error, loop.time()) if peer != self._context.me else None
         if loss is not None:
             log.warning("lost %s: %s", short(peer), loss.reason)
             self._context.directory.mark_lost(peer, loss.reason)

@@ -42,7 +42,7 @@ class Planner:
         self._ended: set[PipelineId] = set()  # Pipelines that are to be no more, whatever their trainers still say.
         self._moved: dict[PeerId, float] = {}  # When an expert was last given a stage.
         self._broken: dict[PipelineId, float] = {}  # Since when a pipeline's trainer has called it broken.
-        self._began = asyncio.get_running_loop().time()
+        self._orphaned: dict[str, float] = {}  # Since when nobody drives a pipeline that has claims.
 
     def pipelines(self) -> tuple[PipelineStatus, ...]:
         """The pipelines as planned; what they do is said by their trainers."""
@@ -89,15 +89,17 @@ class Planner:
             self._reasons[name] = "formed by an earlier client"
 
     def _release_orphans(self) -> None:
-        """Claims of pipelines that nobody drives go to others, once every live trainer has had time to answer.
+        """Claims of pipelines that nobody has driven for a lease go to others.
 
-        A trainer that was told to stop a pipeline first books its last steps, and shows it until then.
+        A trainer that was told to stop a pipeline first books its last steps, and shows it until then. One that was too
+        slow to answer is given a lease to come back: until then it may still commit what it has claimed.
         """
-        if asyncio.get_running_loop().time() - self._began < self._leases.seconds:
-            return
+        now = asyncio.get_running_loop().time()
         driven = self._pipelines.keys() | {line.pipeline for _, line in self._lines()}
-        for pipeline in self._ledger.holders - driven:
-            log.info("nobody drives pipeline %s: %d samples go to others", pipeline, self._ledger.release(pipeline))
+        self._orphaned = {name: self._orphaned.get(name, now) for name in self._ledger.holders - driven}
+        for name, since in self._orphaned.items():
+            if now - since >= self._leases.seconds:
+                log.info("nobody drives pipeline %s: %d samples go to others", name, self._ledger.release(name))
 
     async def _conclude(self, view: View) -> None:
         """The whole budget is committed; finished once every trainer says so; who is lost meanwhile is replaced."""

@@ -95,6 +95,41 @@ def test_a_sender_goes_on_when_the_reader_does(world: World) -> None:
     world.run(main())
 
 
+def test_a_send_that_is_cancelled_leaves_whole_messages(world: World) -> None:
+    async def main() -> None:
+        async with world.pair() as pair, chat(pair, SINK) as stream, asyncio.TaskGroup() as group:
+            sent = cancelled = 0
+            while cancelled < 3:
+                try:
+                    await asyncio.wait_for(stream.send(bytes(MIB)), 0.3)
+                    sent += 1
+                except TimeoutError:
+                    cancelled += 1
+            pair.trial.release.set()
+            group.create_task(stream.finish())
+            total = int(await stream.receive() or b"")
+            assert total % MIB == 0
+            assert sent <= total // MIB <= sent + cancelled
+
+    world.run(main())
+
+
+def test_messages_that_are_sent_in_one_go_arrive_in_order(world: World) -> None:
+    async def main() -> None:
+        async with world.pair() as pair, chat(pair) as stream, asyncio.TaskGroup() as group:
+            messages = [bytes([65 + index]) * (1 << 16) for index in range(20)]
+
+            async def say() -> None:
+                for message in messages[:-1]:
+                    await stream.send(message, more=True)
+                await stream.send(messages[-1])
+
+            group.create_task(say())
+            assert [await stream.receive() for _ in messages] == messages
+
+    world.run(main())
+
+
 def test_a_receive_that_is_cancelled_loses_nothing(world: World) -> None:
     async def main() -> None:
         async with world.pair() as pair, chat(pair) as stream:

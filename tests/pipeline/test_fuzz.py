@@ -47,17 +47,15 @@ def conversations() -> list[list[bytes]]:
     for size, codec, compression in (
         (50, "none", None),
         (50, "int8", None),
-        (30_000, "int4", None),
-        (30_000, "none", Compression("on")),
+        (2_000, "int4", None),
+        (20_000, "none", Compression("on")),
         (CHUNK_BYTES // 4 + 100, "none", None),
     ):
         gradient = torch.arange(size, dtype=torch.float32).remainder(3)
         headers, payload = tensors.encode({"gradient": gradient}, codec, compression)
         assert bool(headers[0].raw) is (compression is not None)
         message = Gradient(3, 1, tuple(headers), (0.5, 2.0))
-        found.append(
-            [*to_frames(Opened(1)), *to_frames(message, payload), *to_frames(Outcome(3, 0, True, {"loss": 1}))]
-        )
+        found.append([*to_frames(Opened(1)), *to_frames(message, payload), *to_frames(Outcome(3, 0, {"loss": 1}))])
     found.append([*to_frames(Opened(1)), *to_frames(Fault(PeerId("a"), "HopError", "gone"))])
     return found
 
@@ -98,7 +96,7 @@ async def fuzz(count: int, seed: int) -> tuple[int, int]:
     """Mutate so many frames; how many conversations were refused, and how many not."""
     draw, originals, refused, taken = random.Random(seed), conversations(), 0, 0
     # The large ones take longest and have no other headers.
-    weights = [8, 8, 4, 4, 1, 4]
+    weights = [20, 20, 20, 10, 1, 10]
     for _ in range(count):
         frames = list(draw.choices(originals, weights)[0])
         place = draw.randrange(len(frames))
@@ -114,15 +112,9 @@ async def fuzz(count: int, seed: int) -> tuple[int, int]:
 
 
 def check(count: int, seed: int) -> None:
-    tracemalloc.start()
-    try:
-        refused, taken = asyncio.run(fuzz(count, seed))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    refused, taken = asyncio.run(fuzz(count, seed))
     assert refused + taken == count
     assert min(refused, taken) > count / 20  # Mutations of both kinds were tried.
-    assert peak < 2 * LIMIT + SLACK
 
 
 def test_what_is_mutated_is_understood_otherwise() -> None:
@@ -131,6 +123,15 @@ def test_what_is_mutated_is_understood_otherwise() -> None:
 
 def test_20000_mutated_frames() -> None:
     check(20_000, seed=11)
+
+
+def test_no_mutation_makes_a_hop_take_more_memory_than_its_limit() -> None:
+    tracemalloc.start()
+    try:
+        asyncio.run(fuzz(2000, seed=12))
+        assert tracemalloc.get_traced_memory()[1] < 2 * LIMIT + SLACK
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.soak

@@ -80,16 +80,16 @@ def test_frames_of_several_senders_do_not_mix() -> None:
             for index in range(4):
                 headers, payload = await pack({"gradient": torch.full((600_000,), float(index))}, "none")
                 group.create_task(sender.send(Gradient(1, index, headers), payload))
-                group.create_task(sender.send(Outcome(1, index, True)))
+                group.create_task(sender.send(Outcome(1, index)))
         await sender.finish()
         assert len(loop.messages) == 1 + 4 * 3 + 4 + 1
         assert await receiver.receive() == (Opened(1), NO_BYTES)
         for _ in range(8):
             received = await receiver.receive()
             assert received is not None
-            message, payload = received
+            message, data = received
             if isinstance(message, Gradient):
-                named = await unpack(message.tensors, payload)
+                named = await unpack(message.tensors, data)
                 assert torch.equal(named["gradient"], torch.full((600_000,), float(message.index)))
         assert await receiver.receive() is None
 
@@ -102,7 +102,7 @@ def test_frames_of_several_senders_do_not_mix() -> None:
         (DOWNWARD, [Commit(1, 1)], "Commit on a hop that is opening"),
         (DOWNWARD, [OPEN, OPEN], "Open on a hop that is open"),
         (DOWNWARD, [OPEN, Opened(1)], "Opened on a hop"),
-        (UPWARD, [Outcome(1, 0, True)], "Outcome on a hop that is opening"),
+        (UPWARD, [Outcome(1, 0)], "Outcome on a hop that is opening"),
         (UPWARD, [Opened(1), Commit(1, 1)], "Commit on a hop"),
         (UPWARD, [Fault(PeerId("a"), "X", "y"), Committed(1)], "Committed on a hop that is broken"),
     ],

@@ -12,7 +12,7 @@ from distqat.model.agreement import LossScale, Verdict
 from distqat.pipeline.hop import DOWNWARD, Hop, pack, unpack
 from distqat.pipeline.messages import SERVICE
 from distqat.pipeline.route import HopError
-from distqat.pipeline.words import AS_IT_IS, Gradient, Microbatch, Opened, Outcome
+from distqat.pipeline.words import AS_IT_IS, Gradient, Microbatch, Opened
 from distqat.rpc.transport import Caller, Service, Stream
 from tests.pipeline.swarm import GPT, LIMITS, MLP, RESNET, Recipe, open_swarm, run_plain, train, train_whole
 
@@ -131,8 +131,7 @@ def test_norms_come_where_they_are_needed_and_nowhere_else(clip: float, norms: t
             if isinstance(message, Microbatch):
                 hidden = (await unpack(message.tensors, payload))["hidden"]
                 headers, back = await pack({"gradient": hidden}, "none")
-                await hop.send(Outcome(message.step, message.index, True, {"loss": 1.0}))
-                await hop.send(Gradient(message.step, message.index, headers, norms), back)
+                await hop.send(Gradient(message.step, message.index, headers, norms, {"loss": 1.0}), back)
 
     async def scenario() -> HopError:
         async with open_swarm(recipe, 2) as swarm:

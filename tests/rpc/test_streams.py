@@ -9,16 +9,18 @@ import grpc.aio
 import pytest
 
 from distqat.errors import DistqatError, MessageError, RemoteError, StaleError, UnreachableError
-from distqat.rpc import endings, headers
+from distqat.rpc import endings, headers, inflow
 from distqat.rpc.endings import FINISH
 from distqat.rpc.grpc import open_transport
-from distqat.rpc.handlers import LINGER_TIMEOUT, task_group
+from distqat.rpc.handlers import LINGER_TIMEOUT, Outcome, task_group
+from distqat.rpc.inflow import Inflow
+from distqat.rpc.outflow import Outflow
 from distqat.rpc.streams import HandlerStream, ServerContext
 from distqat.rpc.traffic import Meter
 from distqat.rpc.transport import Method, Stream
 from tests.contract.worlds import BREAK, CHAT, SINK, Trial, soon
 from tests.rpc.test_grpc import LOOPBACK, open_pair
-from tests.support import run
+from tests.support import run, until
 
 METHOD = Method("distqat.v1.Trial", "Chat")
 
@@ -92,6 +94,92 @@ def test_a_foreign_tool_sees_the_status_as_soon_as_it_closes_its_side() -> None:
             async with asyncio.timeout(LINGER_TIMEOUT / 2):
                 assert await call.code() is grpc.StatusCode.ABORTED
             assert await call.details() == "the step is over"
+
+    run(main())
+
+
+class Slow:
+    """A gRPC that takes one message at a time, when it is told to, until it breaks."""
+
+    def __init__(self, breaks_at: int = 1 << 30) -> None:
+        self.begun: list[bytes] = []
+        self.go = asyncio.Semaphore(0)
+        self.breaks_at = breaks_at
+
+    async def write(self, message: bytes) -> DistqatError | None:
+        self.begun.append(message)
+        await self.go.acquire()
+        return StaleError("over") if len(self.begun) > self.breaks_at else None
+
+
+def test_the_next_message_is_made_while_one_leaves_and_no_more() -> None:
+    async def main() -> None:
+        async with task_group() as group:
+            slow = Slow()
+            flow = Outflow("Trial.Chat", slow.write, group)
+            await flow.put(b"1")
+            await flow.put(b"2")
+            assert slow.begun == [b"1"]
+            assert repr(flow) == "<Outflow Trial.Chat 2/2>"
+            third = group.create_task(flow.put(b"3"))
+            draining = group.create_task(flow.drain())
+            await asyncio.wait({third, draining}, timeout=0.02)
+            assert not third.done()
+            slow.go.release()
+            await third
+            assert slow.begun == [b"1", b"2"]
+            for _ in range(2):
+                assert not draining.done()
+                slow.go.release()
+                await until(lambda: slow.begun[-1] == b"3")
+            await draining
+            flow.close()
+
+    run(main())
+
+
+def test_what_goes_wrong_is_told_to_all_who_send_from_then_on() -> None:
+    async def main() -> None:
+        async with task_group() as group:
+            slow = Slow(breaks_at=1)
+            flow = Outflow("Trial.Chat", slow.write, group)
+            await flow.put(b"1")
+            await flow.put(b"2")
+
+            async def fail() -> None:
+                with pytest.raises(StaleError, match="over"):
+                    await flow.drain()
+
+            failing = group.create_task(fail())
+            slow.go.release()
+            await flow.put(b"3")
+            slow.go.release()
+            await failing
+            for _ in range(2):
+                with pytest.raises(StaleError, match="over"):
+                    await flow.put(b"4")
+            assert slow.begun == [b"1", b"2"]
+
+    run(main())
+
+
+def test_a_reader_stays_a_little_ahead() -> None:
+    async def main() -> None:
+        async with task_group() as group:
+            taken = iter(range(10))
+
+            async def read() -> Outcome[bytes | None]:
+                number = next(taken)
+                return Outcome(str(number).encode() if number < 5 else None)
+
+            flow = Inflow("Trial.Chat", read, group)
+            assert await flow.get() == b"0"
+            await flow.idle(1.0)
+            assert repr(flow) == f"<Inflow Trial.Chat {inflow.AHEAD}/{inflow.AHEAD}>"
+            assert next(taken) == 1 + inflow.AHEAD
+            assert [await flow.get() for _ in range(3)] == [b"1", b"2", b"4"]
+            assert [await flow.get(), await flow.get()] == [None, None]
+            assert repr(flow).endswith("over>")
 
     run(main())
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from distqat.errors import DataError
+from distqat.errors import DataError, DeadlineError
 from distqat.ids import Endpoint, PipelineId, Seat, StageIndex
 from distqat.roles.remote import Remote
 from distqat.roles.seat import Seat as HeldSeat
-from distqat.roles.status import PipelineStatus, SwarmStatus
+from distqat.roles.status import PeerStatus, PipelineStatus, SwarmStatus
 from distqat.roles.trainer import Trainer
 from tests.sim.swarm import PORT, World, open_world, peer_of, steps, training
 from tests.support import run_virtual
@@ -256,6 +256,77 @@ def test_a_pipeline_that_is_stopped_books_its_last_steps_before_others_get_its_s
             assert tally.stopped
             assert (run.lost, run.doubled) == (0, 0)
             # What the stages have learned from, and not only what the books say.
+            assert tally.samples == run.committed == run.budget
+
+    run_virtual(scenario(), debug=False)
+
+
+def idle_trainers(status: SwarmStatus) -> list[str]:
+    """Hosts that would drive a pipeline, and have none."""
+    held = [(peer.endpoint.host, role) for peer in status.peers for role in peer.roles]
+    idle = ("trainer", "waiting", 0)
+    return sorted(host for host, role in held if (role.role, role.phase, len(role.pipelines)) == idle)
+
+
+class Deafness:
+    """Daemons that do not say what they do when they are asked, though they live and work."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.hosts: set[str] = set()
+        ask = Remote.status
+
+        async def status(asked: Remote) -> PeerStatus:
+            if asked.endpoint.host in self.hosts:
+                await asyncio.sleep(asked.seconds)
+                raise DeadlineError("no answer in time")
+            return await ask(asked)
+
+        monkeypatch.setattr(Remote, "status", status)
+
+
+def test_a_client_that_is_too_busy_to_answer_itself_loses_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = Deafness(monkeypatch)
+
+    async def scenario() -> None:
+        async with open_world(tmp_path, "lease.min=0.5") as world:
+            before = await start_pair(world, "client", "trainer")
+            deaf.hosts = {"head"}
+            await asyncio.sleep(2.0)
+            deaf.hosts.clear()
+            status = await world.status("head")
+            run = status.run()
+            assert run is not None
+            assert (run.lost, run.doubled, run.losses) == (0, 0, ())
+            assert [line.pipeline for line in training(status)] == [line.pipeline for line in before.pipelines()]
+
+    run_virtual(scenario(), debug=False)
+
+
+def test_what_a_trainer_has_that_is_too_slow_to_answer_is_not_given_to_others_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf, tally = Deafness(monkeypatch), Tally(monkeypatch, late=0.0)
+
+    async def scenario() -> None:
+        async with open_world(tmp_path, "lease.min=0.5", "train.epochs=24", "data.batch=64") as world:
+            await world.start("first", "trainer")
+            await world.start("second", "trainer", join="first")
+            await world.start("head", "client", join="first")
+            await world.until("head", lambda s: idle_trainers(s) == ["first", "second"])
+            for host in ("alice", "bob", "carol", "dave"):
+                await world.start(host, "expert", join="first")
+            status = await world.until("head", lambda s: len(training(s)) == 2 and steps(s) > 4, pause=0.01)
+            assert not idle_trainers(status)
+            deaf.hosts = {"first"}
+            await world.until("head", lambda s: s.run() and s.run().losses, pause=0.01)  # type: ignore[union-attr]
+            await asyncio.sleep(0.3)
+            deaf.hosts.clear()
+            done = await world.until("head", lambda s: s.run() and s.run().finished)  # type: ignore[union-attr]
+            run = done.run()
+            assert run is not None
+            assert (run.lost, run.doubled) == (0, 0)
             assert tally.samples == run.committed == run.budget
 
     run_virtual(scenario(), debug=False)
