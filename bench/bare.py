@@ -17,7 +17,7 @@ TAKE = "/distqat.bench.Bare/Take"
 ECHO = "/distqat.bench.Bare/Echo"
 UNLIMITED = [("grpc.max_receive_message_length", -1)]
 TCP_BYTES = 1 << 20
-"""Handed to a socket and taken from it at once."""
+"""Taken from a socket at once."""
 LENGTH_BYTES = 8
 """The first bytes on a TCP connection say how many follow."""
 
@@ -26,14 +26,21 @@ Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-async def send_grpc(channel: grpc.aio.Channel, total: int, chunk_bytes: int) -> float:
-    """GB/s of that many bytes in chunks of that size, over a stream of its own."""
-    chunk = bytes(chunk_bytes)
+def filled(size: int) -> bytes:
+    """Bytes that were written once: untouched memory would all be one page, and always in the cache."""
+    return bytes(range(256)) * (size // 256)
+
+
+async def send_grpc(channel: grpc.aio.Channel, tensor_bytes: int, tensors: int, chunk_bytes: int) -> float:
+    """GB/s of the bytes of so many tensors, cut into chunks of that size beforehand, over a stream of its own."""
+    chunks = [filled(chunk_bytes) for _ in range(tensor_bytes // chunk_bytes)]
+    total = tensors * tensor_bytes
     began = time.perf_counter()
     opening: Stream = channel.stream_stream(TAKE)
     call = opening()
-    for _ in range(total // chunk_bytes):
-        await call.write(chunk)
+    for _ in range(tensors):
+        for chunk in chunks:
+            await call.write(chunk)
     await call.done_writing()
     assert await call.read() == str(total).encode()
     return total / (time.perf_counter() - began) / 1e9
@@ -48,18 +55,18 @@ async def call_grpc(channel: grpc.aio.Channel, request: bytes, calls: int) -> fl
     return (time.perf_counter() - began) / calls * 1e3
 
 
-async def send_tcp(to: Endpoint, total: int) -> float:
-    """GB/s of that many bytes, over a connection of its own."""
-    return await asyncio.to_thread(_send_tcp, to, total)
+async def send_tcp(to: Endpoint, tensor_bytes: int, tensors: int) -> float:
+    """GB/s of as many bytes, over a connection of its own."""
+    return await asyncio.to_thread(_send_tcp, to, tensor_bytes, tensors)
 
 
-def _send_tcp(to: Endpoint, total: int) -> float:
-    chunk = bytes(TCP_BYTES)
+def _send_tcp(to: Endpoint, tensor_bytes: int, tensors: int) -> float:
+    data, total = filled(tensor_bytes), tensors * tensor_bytes
     began = time.perf_counter()
     with socket.create_connection((to.host, to.port)) as connection:
         connection.sendall(total.to_bytes(LENGTH_BYTES))
-        for _ in range(total // TCP_BYTES):
-            connection.sendall(chunk)
+        for _ in range(tensors):
+            connection.sendall(data)
         assert connection.recv(1) == b"."
     return total / (time.perf_counter() - began) / 1e9
 

@@ -16,12 +16,13 @@ from distqat.errors import DistqatError, MessageError, RoundError, StaleError
 from distqat.ids import PeerId, short
 from distqat.rpc.transport import Stream
 from distqat.wire import codecs
-from distqat.wire.frames import CHUNK_BYTES, Chunk
+from distqat.wire.frames import Chunk
 
 Work = Callable[[], Awaitable[None]]
 
 CODEC = "none"
-CHUNK_ELEMENTS = CHUNK_BYTES // torch.float32.itemsize
+CHUNK_ELEMENTS = (1 << 20) // torch.float32.itemsize
+"""Of a slice; sending one, adding the next and returning the one before go on at the same time."""
 
 
 class AttemptError(RoundError):

@@ -14,8 +14,8 @@ import numpy as np
 from distqat.errors import MessageError
 from distqat.wire.payload import Payload
 
-CHUNK_BYTES = 1 << 20
-"""Payload of one frame; about 1 MiB moves fastest through gRPC (docs/design/wire.md)."""
+CHUNK_BYTES = 2 << 20
+"""Payload of one frame; moves fastest from tensor to tensor (docs/design/wire.md)."""
 
 MAX_HEADER_BYTES = 64 << 10
 """A header is small; a larger one is garbage."""

@@ -78,7 +78,7 @@ def test_frames_of_several_senders_do_not_mix() -> None:
         await sender.send(Opened(1))
         async with asyncio.TaskGroup() as group:
             for index in range(4):
-                headers, payload = await pack({"gradient": torch.full((600_000,), float(index))}, "none")
+                headers, payload = await pack({"gradient": torch.full((1_100_000,), float(index))}, "none")
                 group.create_task(sender.send(Gradient(1, index, headers), payload))
                 group.create_task(sender.send(Outcome(1, index)))
         await sender.finish()
@@ -90,7 +90,7 @@ def test_frames_of_several_senders_do_not_mix() -> None:
             message, data = received
             if isinstance(message, Gradient):
                 named = await unpack(message.tensors, data)
-                assert torch.equal(named["gradient"], torch.full((600_000,), float(message.index)))
+                assert torch.equal(named["gradient"], torch.full((1_100_000,), float(message.index)))
         assert await receiver.receive() is None
 
     run(scenario())
@@ -116,16 +116,16 @@ def test_garbage_and_oversized_frames_are_refused() -> None:
     with pytest.raises(MessageError, match="not a frame"):
         run(receive_all(hop(DOWNWARD, b"\xff\x00garbage")))
     with pytest.raises(MessageError, match="at most"):
-        run(receive_all(hop(DOWNWARD, OPEN, bytes(2 << 20))))
-    message, payload = big(0, 600_000)
-    with pytest.raises(MessageError, match="a message of 2400000 bytes"):
+        run(receive_all(hop(DOWNWARD, OPEN, bytes(3 << 20))))
+    message, payload = big(0, 1_100_000)
+    with pytest.raises(MessageError, match="a message of 4400000 bytes"):
         run(receive_all(hop(UPWARD, Opened(1), *to_frames(message, payload), limit=1 << 20)))
 
 
 def test_a_torn_message_is_refused() -> None:
-    message, payload = big(0, 600_000)
+    message, payload = big(0, 1_100_000)
     first, second, third = to_frames(message, payload)
-    other = next(iter(to_frames(*big(1, 600_000))))
+    other = next(iter(to_frames(*big(1, 1_100_000))))
     with pytest.raises(MessageError, match="within a Gradient"):
         run(receive_all(hop(UPWARD, Opened(1), first, other)))
     with pytest.raises(MessageError, match="ended within a Gradient"):
@@ -135,7 +135,7 @@ def test_a_torn_message_is_refused() -> None:
 
 
 def test_a_fault_may_come_in_the_middle_of_a_message() -> None:
-    message, payload = big(0, 600_000)
+    message, payload = big(0, 1_100_000)
     fault = Fault(PeerId("c"), "UnreachableError", "gone")
     end = hop(UPWARD, Opened(1), next(iter(to_frames(message, payload))), fault)
     assert run(end.receive()) == (Opened(1), NO_BYTES)
@@ -151,7 +151,7 @@ def test_a_payload_that_no_header_speaks_of_is_refused() -> None:
 
 
 def test_headers_are_equal_in_all_frames_of_a_message() -> None:
-    headers, payload = run(pack({"inputs": torch.zeros(600_000)}, "none"))
+    headers, payload = run(pack({"inputs": torch.zeros(1_100_000)}, "none"))
     first = Microbatch(1, 0, 2, 8, True, 4, headers)
     other = Microbatch(1, 1, 2, 8, True, 4, headers)
     mixed = [next(iter(to_frames(first, payload))), *list(to_frames(other, payload))[1:]]
@@ -222,32 +222,32 @@ def test_sparse_activations_shrink_on_a_slow_link_and_not_on_a_fast_one(codec: s
 
 def test_all_frames_but_the_last_say_that_more_comes() -> None:
     road = Road(1e9)
-    run_virtual(travel(road, torch.zeros(600_000), "none", 2))
+    run_virtual(travel(road, torch.zeros(1_100_000), "none", 2))
     assert road.more == [False, *[True, True, False] * 2]
 
 
 def test_tensors_that_would_grow_beyond_the_limit_are_refused() -> None:
-    headers, payload = run(pack({"gradient": torch.zeros(600_000)}, "none", Compression("on")))
-    assert headers[0].raw == 2_400_000
+    headers, payload = run(pack({"gradient": torch.zeros(1_100_000)}, "none", Compression("on")))
+    assert headers[0].raw == 4_400_000
     assert len(payload) < 10_000
     sent = to_frames(Gradient(1, 0, headers), payload)
-    with pytest.raises(MessageError, match="2400000 bytes of tensors"):
+    with pytest.raises(MessageError, match="4400000 bytes of tensors"):
         run(receive_all(hop(UPWARD, Opened(1), *sent, limit=1 << 20)))
 
 
 def test_a_header_with_a_number_that_is_none_repeats_like_any_other() -> None:
-    message, payload = big(0, 600_000)
+    message, payload = big(0, 1_100_000)
     message = replace(message, square_norms=(math.nan, math.inf))
     received = run(receive_all(hop(UPWARD, Opened(1), *to_frames(message, payload))))
     assert repr(received[1]) == repr(message)
 
 
 def test_what_travels_as_it_is_is_not_copied() -> None:
-    hidden = torch.zeros(600_000)
+    hidden = torch.zeros(1_100_000)
     _, payload = run(pack({"hidden": hidden, "labels": torch.arange(3)}, "none", Compression("auto")))
     hidden[0] = 1.0
     assert bytes(payload)[:4] != bytes(4)
-    message, payload = big(3, 600_000)
+    message, payload = big(3, 1_100_000)
     end = hop(UPWARD, Opened(1), *to_frames(message, payload))
 
     async def scenario() -> None:

@@ -16,7 +16,7 @@ from distqat.ids import Endpoint
 from distqat.rpc import headers
 from distqat.rpc.grpc import open_transport
 from distqat.rpc.loop import run as run_on_uvloop
-from distqat.rpc.transport import Deadline, Lane, Method
+from distqat.rpc.transport import PROTOCOL_VERSION, Deadline, Lane, Method
 from tests.contract.worlds import CHAT, ECHO, HANG, NAME, SINK, STALL, Pair, Trial, soon
 from tests.rpc.tcp import Behaviour, Wire, garbage, http, silence, tcp_server
 from tests.support import run, until
@@ -42,7 +42,7 @@ def test_another_protocol_version_is_refused_and_both_are_named(monkeypatch: pyt
 
     async def main() -> None:
         async with open_pair() as pair:
-            both = rf"version 99 .*127\.0\.0\.1:{pair.to.port} speaks version 1"
+            both = rf"version 99 .*127\.0\.0\.1:{pair.to.port} speaks version {PROTOCOL_VERSION}"
             with pytest.raises(ProtocolError, match=both):
                 await pair.echo(b"hello")
             with pytest.raises(ProtocolError, match=both):

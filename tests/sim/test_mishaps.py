@@ -277,7 +277,7 @@ class Deafness:
 
         async def status(asked: Remote) -> PeerStatus:
             if asked.endpoint.host in self.hosts:
-                await asyncio.sleep(asked.seconds)
+                await asyncio.sleep(asked.seconds / 5)
                 raise DeadlineError("no answer in time")
             return await ask(asked)
 
