@@ -26,7 +26,8 @@ def main() -> None:
     # One thread for each process of a bench, as on a machine that hosts several peers.
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.WARNING)
-    # As with Ctrl-C, so that processes and network namespaces are cleaned up.
+    # As with Ctrl-C, which a background job ignores, so that processes and network namespaces are cleaned up.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
     from distqat.rpc.loop import run

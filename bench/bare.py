@@ -1,4 +1,7 @@
-"""The peers of bench/stream: the same bytes over bare gRPC, in chunks of a size, and over a bare TCP connection."""
+"""The peers of bench/stream: the same bytes over bare gRPC, in chunks of a size, and over a bare TCP connection.
+
+In two processes of their own, like ours: memory that one of them has freed would make the other faster or slower.
+"""
 
 from __future__ import annotations
 
@@ -31,44 +34,76 @@ def filled(size: int) -> bytes:
     return bytes(range(256)) * (size // 256)
 
 
-async def send_grpc(channel: grpc.aio.Channel, tensor_bytes: int, tensors: int, chunk_bytes: int) -> float:
-    """GB/s of the bytes of so many tensors, cut into chunks of that size beforehand, over a stream of its own."""
-    chunks = [filled(chunk_bytes) for _ in range(tensor_bytes // chunk_bytes)]
-    total = tensors * tensor_bytes
-    began = time.perf_counter()
-    opening: Stream = channel.stream_stream(TAKE)
-    call = opening()
-    for _ in range(tensors):
-        for chunk in chunks:
-            await call.write(chunk)
-    await call.done_writing()
-    assert await call.read() == str(total).encode()
-    return total / (time.perf_counter() - began) / 1e9
+class Sender:
+    """A process that sends; it holds the bytes of one tensor, in chunks of every size that is tried."""
 
+    def __init__(self, channel: grpc.aio.Channel, tcp: Endpoint, tensor_bytes: int) -> None:
+        self._channel = channel
+        self._tcp = tcp
+        self._data = filled(tensor_bytes)
+        self._chunks: dict[int, list[bytes]] = {}  # By size; cut when first asked for.
 
-async def call_grpc(channel: grpc.aio.Channel, request: bytes, calls: int) -> float:
-    """Milliseconds of one call, one after the other."""
-    asking: Call = channel.unary_unary(ECHO)
-    began = time.perf_counter()
-    for _ in range(calls):
-        await asking(request)
-    return (time.perf_counter() - began) / calls * 1e3
-
-
-async def send_tcp(to: Endpoint, tensor_bytes: int, tensors: int) -> float:
-    """GB/s of as many bytes, over a connection of its own."""
-    return await asyncio.to_thread(_send_tcp, to, tensor_bytes, tensors)
-
-
-def _send_tcp(to: Endpoint, tensor_bytes: int, tensors: int) -> float:
-    data, total = filled(tensor_bytes), tensors * tensor_bytes
-    began = time.perf_counter()
-    with socket.create_connection((to.host, to.port)) as connection:
-        connection.sendall(total.to_bytes(LENGTH_BYTES))
+    async def send_grpc(self, chunk_bytes: int, tensors: int) -> float:
+        """GB/s of so many tensors, cut beforehand, over a stream of its own."""
+        data = self._data
+        cut = [data[begin : begin + chunk_bytes] for begin in range(0, len(data), chunk_bytes)]
+        chunks = self._chunks.setdefault(chunk_bytes, cut)
+        began = time.perf_counter()
+        opening: Stream = self._channel.stream_stream(TAKE)
+        call = opening()
         for _ in range(tensors):
-            connection.sendall(data)
-        assert connection.recv(1) == b"."
-    return total / (time.perf_counter() - began) / 1e9
+            for chunk in chunks:
+                await call.write(chunk)
+        await call.done_writing()
+        assert await call.read() == str(tensors * len(data)).encode()
+        return tensors * len(data) / (time.perf_counter() - began) / 1e9
+
+    async def send_tcp(self, tensors: int) -> float:
+        """GB/s of so many tensors, over a connection of its own."""
+        return await asyncio.to_thread(self._send_tcp, tensors)
+
+    def _send_tcp(self, tensors: int) -> float:
+        total = tensors * len(self._data)
+        began = time.perf_counter()
+        with socket.create_connection((self._tcp.host, self._tcp.port)) as connection:
+            connection.sendall(total.to_bytes(LENGTH_BYTES))
+            for _ in range(tensors):
+                connection.sendall(self._data)
+            assert connection.recv(1) == b"."
+        return total / (time.perf_counter() - began) / 1e9
+
+    async def call(self, request: bytes, calls: int) -> float:
+        """Milliseconds of one call, one after the other."""
+        asking: Call = self._channel.unary_unary(ECHO)
+        began = time.perf_counter()
+        for _ in range(calls):
+            await asking(request)
+        return (time.perf_counter() - began) / calls * 1e3
+
+
+@asynccontextmanager
+async def open_sender(grpc_at: Endpoint, tcp_at: Endpoint, tensor_bytes: int) -> AsyncIterator[Sender]:
+    """A sender to what `open_receiver` serves."""
+    async with grpc.aio.insecure_channel(str(grpc_at), options=UNLIMITED) as channel:
+        yield Sender(channel, tcp_at, tensor_bytes)
+
+
+class Receiver:
+    """A process that takes what is sent."""
+
+    def __init__(self, *endpoints: Endpoint) -> None:
+        self._endpoints = endpoints
+
+    async def endpoints(self) -> tuple[Endpoint, ...]:
+        """Of gRPC and of TCP."""
+        return self._endpoints
+
+
+@asynccontextmanager
+async def open_receiver() -> AsyncIterator[Receiver]:
+    """Both on ports of their own."""
+    async with _serve_grpc() as grpc_at, _serve_tcp() as tcp_at:
+        yield Receiver(grpc_at, tcp_at)
 
 
 class _Handler(grpc.GenericRpcHandler):
@@ -90,7 +125,7 @@ class _Handler(grpc.GenericRpcHandler):
 
 
 @asynccontextmanager
-async def serve_grpc() -> AsyncIterator[Endpoint]:
+async def _serve_grpc() -> AsyncIterator[Endpoint]:
     """Takes streams, answers calls."""
     server = grpc.aio.server(options=UNLIMITED)
     server.add_generic_rpc_handlers((_Handler(),))
@@ -103,7 +138,7 @@ async def serve_grpc() -> AsyncIterator[Endpoint]:
 
 
 @asynccontextmanager
-async def serve_tcp() -> AsyncIterator[Endpoint]:
+async def _serve_tcp() -> AsyncIterator[Endpoint]:
     """Takes connections, one after the other."""
     with socket.create_server((LOOPBACK.host, 0)) as listening:
         async with asyncio.TaskGroup() as group:

@@ -19,7 +19,7 @@ from bench import heavy
 from bench.case import Case, Goal, Line, interleave
 from bench.chain import COMPRESSIONS, open_chain_if_possible
 from bench.gauge import Gauge, Reached, Runs
-from bench.machines import HERE
+from bench.machines import open_loopback
 from bench.ours import MICROBATCHES, Form, open_ours
 from bench.recipes import GPT, RECIPES, RESNET, Recipe, least_bytes
 from bench.whole import open_whole
@@ -71,7 +71,7 @@ async def _lines(recipe: Recipe, stages: int, runs: int) -> list[Line]:
 
 
 async def _measure(stack: AsyncExitStack, recipe: Recipe, stages: int, runs: int) -> Measured:
-    machines = [HERE] * stages
+    machines = [await stack.enter_async_context(open_loopback())] * stages
     several = await stack.enter_async_context(_whole(recipe, stages))
     wholes = [await stack.enter_async_context(_whole(recipe, 1)) for _ in range(stages)]
     ours = await stack.enter_async_context(open_ours(recipe, FORMS, machines))

@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from statistics import median
 
-import grpc.aio
 import torch
 
 from bench import bare
@@ -50,31 +49,35 @@ PATIENCE = 60.0
 async def bench(quick: bool) -> AsyncIterator[Line]:
     """All ways of moving the same bytes take turns, and so do both ways of calling."""
     runs, tensors = (7, 8) if quick else (25, 16)
-    async with open_worker("receiver", open_receiver) as receiver, open_transport() as transport:
-        ours, bare_grpc, bare_tcp = await receiver.ask("endpoints")
-        async with grpc.aio.insecure_channel(str(bare_grpc), options=bare.UNLIMITED) as channel:
-            measured, tcp, *sizes = await interleave(
-                runs,
-                partial(_send, transport, ours, tensors),
-                partial(bare.send_tcp, bare_tcp, TENSOR_BYTES, tensors),
-                *(partial(bare.send_grpc, channel, TENSOR_BYTES, tensors, kib << 10) for kib in BARE_KIB),
-            )
-            case = f"fp32 tensors of {TENSOR_BYTES >> 20} MiB"
-            kib, best = max(zip(BARE_KIB, sizes, strict=True), key=lambda found: median(found[1]))
-            peer = f"grpc.aio, the same bytes cut beforehand, {kib} KiB each (its fastest)"
-            yield Case("stream", case, "GB/s", "higher", peer, Goal("ratio", 0.85)).line(measured, best)
-            yield Case("stream", case, "GB/s", "higher", "TCP, bytes").line(measured, tcp)
-            for line in await _frame_sizes(transport, ours, tensors, 3 if quick else 15):
-                yield line
-            calls = CALLS if quick else 3 * CALLS
-            measured, peers = await interleave(
-                runs, partial(_call, transport, ours, calls), partial(bare.call_grpc, channel, SMALL, calls)
-            )
-            yield Case("stream", "small call", "ms", "lower", "grpc.aio unary").line(measured, peers)
+    async with AsyncExitStack() as stack:
+        receiver = await stack.enter_async_context(open_worker("receiver", open_receiver))
+        taker = await stack.enter_async_context(open_worker("bare receiver", bare.open_receiver))
+        endpoints = await taker.ask("endpoints")
+        peer = await stack.enter_async_context(open_worker("bare sender", bare.open_sender, *endpoints, TENSOR_BYTES))
+        transport = await stack.enter_async_context(open_transport())
+        to = await receiver.ask("endpoint")
+        measured, tcp, *sizes = await interleave(
+            runs,
+            partial(_send, transport, to, torch.randn(SHAPE), tensors),
+            partial(peer.ask, "send_tcp", tensors),
+            *(partial(peer.ask, "send_grpc", kib << 10, tensors) for kib in BARE_KIB),
+        )
+        case = f"fp32 tensors of {TENSOR_BYTES >> 20} MiB"
+        kib, best = max(zip(BARE_KIB, sizes, strict=True), key=lambda found: median(found[1]))
+        title = f"grpc.aio, the same bytes cut beforehand, {kib} KiB each (its fastest)"
+        yield Case("stream", case, "GB/s", "higher", title, Goal("ratio", 0.85)).line(measured, best)
+        yield Case("stream", case, "GB/s", "higher", "TCP, bytes").line(measured, tcp)
+        for line in await _frame_sizes(transport, to, tensors, 3 if quick else 15):
+            yield line
+        measured, peers = await interleave(
+            runs, partial(_call, transport, to, CALLS), partial(peer.ask, "call", SMALL, CALLS)
+        )
+        yield Case("stream", "small call", "ms", "lower", "grpc.aio unary").line(measured, peers)
 
 
 async def _frame_sizes(transport: GrpcTransport, to: Endpoint, tensors: int, runs: int) -> list[Line]:
-    measures = (partial(_send_frames, transport, to, tensors, kib << 10) for kib in FRAME_KIB)
+    payload = Payload([memoryview(bare.filled(TENSOR_BYTES))])
+    measures = (partial(_send_frames, transport, to, payload, tensors, kib << 10) for kib in FRAME_KIB)
     measured = await interleave(runs, *measures)
     return [
         Case("stream", f"frames of {kib} KiB", "GB/s", "higher").line(found)
@@ -82,9 +85,8 @@ async def _frame_sizes(transport: GrpcTransport, to: Endpoint, tensors: int, run
     ]
 
 
-async def _send(transport: GrpcTransport, to: Endpoint, tensors: int) -> float:
+async def _send(transport: GrpcTransport, to: Endpoint, tensor: torch.Tensor, tensors: int) -> float:
     """GB/s from tensor to tensor, over a stream of its own."""
-    tensor = torch.randn(SHAPE)
     began = time.perf_counter()
     async with transport.stream(to, TAKE) as stream:
         hop = Hop(stream, {}, LIMIT)
@@ -100,16 +102,25 @@ async def _send(transport: GrpcTransport, to: Endpoint, tensors: int) -> float:
 async def _take(stream: Stream, _: Caller) -> None:
     """Decode every tensor, and say how many elements there were."""
     hop, elements = Hop(stream, RULES, LIMIT), 0
-    while (received := await hop.receive()) is not None:
-        message, payload = received
-        assert isinstance(message, Microbatch)
-        elements += (await unpack(message.tensors, payload))["hidden"].numel()
+    while taken := await _take_one(hop):
+        elements += taken
     await stream.send(str(elements).encode())
 
 
-async def _send_frames(transport: GrpcTransport, to: Endpoint, tensors: int, chunk_bytes: int) -> float:
+async def _take_one(hop: Hop) -> int:
+    """Elements of the next tensor; 0 at the end."""
+    received = await hop.receive()
+    if received is None:
+        return 0
+    message, payload = received
+    assert isinstance(message, Microbatch)
+    return (await unpack(message.tensors, payload))["hidden"].numel()
+
+
+async def _send_frames(
+    transport: GrpcTransport, to: Endpoint, payload: Payload, tensors: int, chunk_bytes: int
+) -> float:
     """GB/s of the same bytes in frames of another size; all the header says is the number of bytes."""
-    payload = Payload([memoryview(bare.filled(TENSOR_BYTES))])
     header = str(TENSOR_BYTES).encode()
     began = time.perf_counter()
     async with transport.stream(to, FRAMES) as stream:
@@ -147,23 +158,19 @@ async def _echo(request: bytes, _: Caller) -> bytes:
 
 
 class Receiver:
-    """The other process: listens in three ways."""
+    """The other process."""
 
-    def __init__(self, *endpoints: Endpoint) -> None:
-        self._endpoints = endpoints
+    def __init__(self, at: Endpoint) -> None:
+        self._at = at
 
-    async def endpoints(self) -> tuple[Endpoint, ...]:
-        """Ours, bare gRPC, bare TCP."""
-        return self._endpoints
+    async def endpoint(self) -> Endpoint:
+        """Where it listens."""
+        return self._at
 
 
 @asynccontextmanager
 async def open_receiver() -> AsyncIterator[Receiver]:
-    """All three on ports of their own."""
-    async with AsyncExitStack() as stack:
-        transport = await stack.enter_async_context(open_transport())
-        server = await stack.enter_async_context(transport.serve(bare.LOOPBACK))
+    """On a port of its own."""
+    async with open_transport() as transport, transport.serve(bare.LOOPBACK) as server:
         server.add(Service(SERVICE, {ECHO.name: _echo}, {TAKE.name: _take, FRAMES.name: _take_frames}))
-        bare_grpc = await stack.enter_async_context(bare.serve_grpc())
-        bare_tcp = await stack.enter_async_context(bare.serve_tcp())
-        yield Receiver(server.endpoint, bare_grpc, bare_tcp)
+        yield Receiver(server.endpoint)

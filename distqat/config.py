@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from distqat import settings_file
@@ -156,6 +154,12 @@ class WireOverride(Section):
     activations: CodecName | None = Field(None, description="Codec of what such a stage sends down.")
     gradients: CodecName | None = Field(None, description="Codec of what such a stage sends up.")
 
+    @model_validator(mode="after")
+    def _says_something(self) -> WireOverride:
+        if self.activations is None and self.gradients is None:
+            raise ValueError("names a codec neither of activations nor of gradients")
+        return self
+
 
 class WireSection(Section):
     """How tensors travel."""
@@ -231,6 +235,16 @@ class _RunSections(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _globs_match(self) -> Self:
+        """A glob that no stage has would do nothing, without a word."""
+        names = [f"{self.model.name}/{index}" for index in range(self.model.stages)]
+        overrides = [("wire.overrides", override.stages) for override in self.wire.overrides]
+        for setting, glob in [*overrides, *(("pipeline.recompute", glob) for glob in self.pipeline.recompute)]:
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise ValueError(f"{setting}: no stage is called '{glob}'; there are {', '.join(names[:8])}")
+        return self
+
 
 class RunConfig(_RunSections):
     """What travels to every peer of a run."""
@@ -274,23 +288,11 @@ class Settings(_RunSections, BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _FileSource(settings_cls)
+        return init_settings, env_settings, settings_file.FileSource(settings_cls)
 
     def run_config(self) -> RunConfig:
         """The part that travels."""
         return RunConfig.model_validate({name: getattr(self, name) for name in RunConfig.model_fields})
-
-
-class _FileSource(PydanticBaseSettingsSource):
-    """The config file of this load, below the environment in precedence."""
-
-    values: ContextVar[Mapping[str, Any]] = ContextVar("values", default=MappingProxyType({}))
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return self.values.get().get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return dict(self.values.get())
 
 
 def load(file: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -305,7 +307,7 @@ def load(file: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
     )
     if unknown:
         raise ConfigError(f"environment variable {unknown[0]}: there is no such section")
-    token = _FileSource.values.set(settings_file.read(file) if file is not None else {})
+    token = settings_file.FileSource.values.set(settings_file.read(file) if file is not None else {})
     try:
         return Settings(**settings_file.nest(overrides))
     except ValidationError as error:
@@ -314,7 +316,7 @@ def load(file: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
     except SettingsError as error:
         raise ConfigError(f"environment: {error}") from None
     finally:
-        _FileSource.values.reset(token)
+        settings_file.FileSource.values.reset(token)
 
 
 def _explain(error: ValidationError) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
+from pydantic.fields import FieldInfo
+from pydantic_settings import PydanticBaseSettingsSource
 
 from distqat.errors import ConfigError
 
@@ -72,3 +76,15 @@ def nest(overrides: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not YAML: {_one_line(error)}") from None
     return tree
+
+
+class FileSource(PydanticBaseSettingsSource):
+    """The config file of this load, below the environment in precedence."""
+
+    values: ContextVar[Mapping[str, Any]] = ContextVar("values", default=MappingProxyType({}))
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self.values.get().get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(self.values.get())

@@ -185,8 +185,8 @@ class Timeline:
         self._computed = self._in_rounds = 0.0
         self._tallies.clear()
 
-    def committed(self, step: int, links: Mapping[str, LinkState] | None = None) -> StepSummary:
-        """The step is over here; its summary becomes a metric line."""
+    def committed(self, step: int, links: Mapping[str, LinkState] | None = None, stashed: int = 0) -> StepSummary:
+        """The step is over here; its summary becomes a metric line. `stashed`: bytes, as in `StepSummary`."""
         self.links = dict(links or {})
         now, tally = self.clock(), self._tallies.pop(step, None) or _Tally()
         seconds = now - self._since
@@ -204,6 +204,7 @@ class Timeline:
             down=Sent(tally.bytes[DOWN], tally.raw[DOWN]),
             up=Sent(tally.bytes[UP], tally.raw[UP]),
             spans=tally.spans,
+            stashed=stashed,
         )
         self._summaries.append(summary)
         self._since, self._computed, self._in_rounds = now, 0.0, 0.0

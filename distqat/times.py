@@ -24,7 +24,7 @@ class LinkState:
     rate: float = 0.0
     """Bytes a second; 0 while it is unknown."""
     compressed: bool = False
-    """Whether payloads are compressed after the codec now."""
+    """Whether the last payload was compressed after the codec."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class StepSummary:
     up: Sent = Sent()
     spans: int = 0
     """How many there were of this step."""
+    stashed: int = 0
+    """Bytes that ever waited for gradients here at once, at most; see `model.stash`."""
 
 
 def values(summary: StepSummary, links: Mapping[str, LinkState]) -> dict[str, float]:
@@ -65,6 +67,7 @@ def values(summary: StepSummary, links: Mapping[str, LinkState]) -> dict[str, fl
         "wire": summary.wire,
         "bytes": summary.down.bytes + summary.up.bytes,
         "raw": summary.down.raw + summary.up.raw,
+        "stashed": summary.stashed,
     }
     for way, link in links.items():
         line[f"link_rate_{way}"] = link.rate
@@ -90,4 +93,5 @@ def together(summaries: Iterable[StepSummary]) -> StepSummary:
         down=Sent(sum(step.down.bytes for step in steps), sum(step.down.raw for step in steps)),
         up=Sent(sum(step.up.bytes for step in steps), sum(step.up.raw for step in steps)),
         spans=sum(step.spans for step in steps),
+        stashed=max(step.stashed for step in steps),
     )

@@ -100,6 +100,12 @@ def test_unknown_keys_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("run.name=a/b", "run.name: String should match pattern"),
         ("optimizer.name=adam", "optimizer.name: Input should be 'adamw' or 'sgd' (got 'adam')"),
         ("lease.min=10", "lease.min (10.0 s) must be less than sync.max_wait (10.0 s)"),
+        (
+            "pipeline.recompute=[resnet/2]",
+            "pipeline.recompute: no stage is called 'resnet/2'; there are resnet/0, resnet/1",
+        ),
+        ("wire.overrides=[{stages: gpt/*, gradients: int8}]", "wire.overrides: no stage is called 'gpt/*'"),
+        ("wire.overrides=[{stages: '*'}]", "wire.overrides.0: names a codec neither of activations nor of gradients"),
         ("daemon.listen=nowhere", "daemon: listen: 'nowhere' is not an address"),
         ("daemon.device=tpu", "daemon.device"),
         ("train.epochs=inf", "train.epochs: Input should be a finite number"),

@@ -152,12 +152,13 @@ def test_each_committed_step_is_a_metric_line() -> None:
     timeline, clock, lines = make()
     spend(timeline, clock, "encode", 0.5, way=UP)
     spend(timeline, clock, "commit", 0.5)
-    timeline.committed(1, {UP: LinkState(1e6, True), DOWN: LinkState(2e6)})
+    timeline.committed(1, {UP: LinkState(1e6, True), DOWN: LinkState(2e6)}, stashed=512)
     kind, labels, values = lines.lines[0]
     assert (kind, labels) == ("hop", {"pipeline": "p1", "stage": "mlp/0"})
     assert values == {
         "step": 1, "seconds": 1.0, "compute": 0.5, "round": 0.0, "wait": 0.5, "codec": 0.5, "wire": 0.0, "bytes": 10,
-        "raw": 40, "link_rate_up": 1e6, "compressed_up": 1.0, "link_rate_down": 2e6, "compressed_down": 0.0,
+        "raw": 40, "stashed": 512, "link_rate_up": 1e6, "compressed_up": 1.0, "link_rate_down": 2e6,
+        "compressed_down": 0.0,
     }  # fmt: skip
     assert len(lines.lines) == 1
 

@@ -126,7 +126,7 @@ def members(swarm: SwarmStatus, pipeline: str) -> dict[str, Endpoint]:
 
 
 def resolve(steps: Steps, pipeline: str, parts: Sequence[Sequence[StageTrace]]) -> Steps:
-    """Which steps these are, given what each peer has; raises StaleError."""
+    """Which steps these are: those of the wanted ones that any peer has; raises StaleError when there are none."""
     newest = [max(part.newest for part in stages) for stages in parts if any(part.newest for part in stages)]
     if not newest:
         raise StaleError(f"no step of pipeline {pipeline} is committed yet")
@@ -137,7 +137,7 @@ def resolve(steps: Steps, pipeline: str, parts: Sequence[Sequence[StageTrace]]) 
     if steps.first > max(newest) or steps.last < oldest:
         why = "not committed yet" if steps.first > max(newest) else "forgotten"
         raise StaleError(f"{steps} of pipeline {pipeline}: {why}; its peers know of {Steps(oldest, common)}")
-    return steps
+    return Steps(max(steps.first, oldest), min(steps.last, max(newest)))
 
 
 def report(trace: Trace, out: Path) -> None:

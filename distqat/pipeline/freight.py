@@ -73,6 +73,7 @@ class Freight:
             (codecs.gradients, codecs.activations) if is_above else (codecs.activations, codecs.gradients)
         )
         self._codecs = dict.fromkeys((INPUTS, HIDDEN, GRADIENT), self._sent_as)
+        self._is_compressed = False  # What was sent last.
 
     def __repr__(self) -> str:
         return f"<Freight {self._place}: sends {self._sent_as}, takes {self._taken_as}>"
@@ -89,6 +90,8 @@ class Freight:
         with self._measured("encode", message, self._out) as span:
             headers, payload = await pack(named, self._codecs, self._side.compression)
             span.bytes, span.raw = len(payload), _raw(headers)
+        # Not what was decided: tensors may be too small for it, or not become smaller.
+        self._is_compressed = any(header.raw for header in headers)
         return replace(message, tensors=headers), payload
 
     async def send(self, message: Bulk, payload: Payload) -> None:
@@ -110,8 +113,7 @@ class Freight:
     @property
     def link(self) -> dict[str, LinkState]:
         """What is known of the link, by the way that this end sends."""
-        state = self._side.compression.statistics()
-        return {self._out: LinkState(state.link_rate, state.is_on)}
+        return {self._out: LinkState(self._side.compression.link_rate, self._is_compressed)}
 
     @contextmanager
     def _measured(self, kind: str, message: Bulk, way: str) -> Iterator[OpenSpan]:

@@ -98,14 +98,13 @@ class Hop:
         return self.compression.link_rate
 
     async def send(self, message: Message, payload: Payload = NO_PAYLOAD) -> None:
-        """Send a message with its payload; waits while the other side is not keeping up. Raises RpcError."""
+        """Send a message with its payload; waits while the other side is not keeping up. Raises RpcError.
+
+        The end of a large payload may still be leaving when this returns; then what goes wrong with it is raised later.
+        """
         async with self._sending:
-            whole = to_frames(message, payload)
-            frame = next(whole)
-            for following in whole:
-                await self._send(frame, more=True)
-                frame = following
-            await self._send(frame)
+            for frame in to_frames(message, payload):
+                await self._send(frame, more=len(payload) > 0)
 
     async def receive(self) -> tuple[Message, memoryview] | None:
         """The next whole message and its payload; None at the end. Raises RpcError, MessageError for garbage."""
@@ -124,7 +123,7 @@ class Hop:
         async with self._sending:
             await self._stream.finish()
 
-    async def _send(self, frame: bytes, more: bool = False) -> None:
+    async def _send(self, frame: bytes, more: bool) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         await self._stream.send(frame, more)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 
 from distqat.errors import DataError, MessageError
+from distqat.model.agreement import Verdict
 from distqat.pipeline.hop_codecs import INPUTS
 from distqat.pipeline.split import split
-from distqat.pipeline.words import Committed, Gradient, Microbatch, Outcome
+from distqat.pipeline.words import AS_IT_IS, Committed, Gradient, Microbatch, Outcome
 
 MAX_RESULTS = 16
 """Results that are kept for someone to ask; older ones are forgotten."""
@@ -30,6 +31,7 @@ class StepResult:
     sums: Mapping[str, float]
     seconds: float
     worked: float = 0.0
+    verdict: Verdict = AS_IT_IS
 
 
 @dataclass
@@ -74,7 +76,7 @@ class Results:
         if not tally.is_complete:
             raise MessageError(f"step {step} is committed after {tally.outcomes} of {tally.count} outcomes")
         del self.under_way[step]
-        self._done[step] = StepResult(step, tally.sums, now - tally.began, committed.seconds)
+        self._done[step] = StepResult(step, tally.sums, now - tally.began, committed.seconds, committed.verdict)
         if len(self._done) > MAX_RESULTS:
             del self._done[next(iter(self._done))]
 

@@ -153,7 +153,7 @@ class Worker:
         if self._stage.index == 0:
             await self._up.put((Committed(step, verdict, asyncio.get_running_loop().time() - self._began), {}))
         links = self._upward.link | (self._downward.link if self._downward is not None else {})
-        self._post.timeline.committed(step, links)
+        self._post.timeline.committed(step, links, self._stage.statistics().most_stashed_bytes)
         await self._report()
         self._schedule.done(work)
 

@@ -244,7 +244,19 @@ class Drive:
         values["samples_per_second"] = shown.rate.value(now)
         values["microbatches"] = microbatches_of(self._fuel.config.data, samples)
         values["microbatch_seconds"] = pacing.seconds
+        values |= self._applied(result)
         self._fuel.telemetry.record("step", {"pipeline": self.pipeline}, values)
+
+    def _applied(self, result: StepResult) -> dict[str, float]:
+        """By how much its gradients were multiplied, and the next loss scale; a skipped step is told of, since its
+        samples count and nothing is learned from them."""
+        factor, scale = result.verdict.factor, result.verdict.scale.value
+        if factor == 0.0:
+            # While the scale of fp16 is looked for that is as it should be.
+            level = logging.INFO if self._fuel.config.train.precision == "fp16" else logging.WARNING
+            text = "pipeline %s: step %d is skipped, its gradients are not finite; the loss scale is now %g"
+            log.log(level, text, self.pipeline, result.step, scale)
+        return {"factor": factor, "loss_scale": scale}
 
     def _adapt(self, samples: int, seconds: float) -> None:
         """Choose how large the steps to come are, so that all pipelines come to their rounds together."""

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from distqat.averaging.averager import Averager
+from distqat.averaging.committed import Receipt as RoundReceipt
 from distqat.config import RunConfig
 from distqat.errors import RefusedError, RoundError
 from distqat.ids import short
@@ -177,22 +178,29 @@ class Seat:
 
     async def _round(self) -> None:
         await self._load()
-        samples = self._samples
+        samples, before = self._samples, self._last_receipt()
         local = await self.device.run(self.stage.flatten)
         self._agreed = await self.averager.synchronise(local, samples)
         self._samples = 0
         await self._load()
         self.progressed()
-        if self.averager.receipts:
-            receipt = self.averager.receipts[-1]
-            labels = {"stage": self.stage.name, "digest": receipt.digest}
-            values: dict[str, float] = {
-                "round": receipt.round,
-                "contributors": len(receipt.contributors),
-                "samples": receipt.samples,
-            }
-            values |= {"bytes": receipt.bytes, "seconds": receipt.seconds, "lost": len(receipt.lost)}
-            self._context.telemetry.record("round", labels, values)
+        receipt = self._last_receipt()
+        # Without samples there was no round, and after catching up none of its own.
+        if receipt is not None and receipt is not before:
+            self._record(receipt)
+
+    def _last_receipt(self) -> RoundReceipt | None:
+        return self.averager.receipts[-1] if self.averager.receipts else None
+
+    def _record(self, receipt: RoundReceipt) -> None:
+        labels = {"stage": self.stage.name, "digest": receipt.digest}
+        values: dict[str, float] = {
+            "round": receipt.round,
+            "contributors": len(receipt.contributors),
+            "samples": receipt.samples,
+        }
+        values |= {"bytes": receipt.bytes, "seconds": receipt.seconds, "lost": len(receipt.lost)}
+        self._context.telemetry.record("round", labels, values)
 
     async def _load(self) -> None:
         """Bring what was agreed on into the stage, also after a cancellation that left it out: else the next

@@ -163,7 +163,12 @@ class _Dispatch(grpc.GenericRpcHandler):
                 handler = self._handlers.stream(method.service, method.name)
                 caller = self._caller(context, sent)
                 await context.send_initial_metadata(())  # Tells the caller that it is accepted.
-                await self._work(method, stream, lambda: handler(stream, caller))
+
+                async def work() -> None:
+                    await handler(stream, caller)
+                    await stream.flush()
+
+                await self._work(method, stream, work)
             except DistqatError as error:
                 await _abort(context, error)
             finally:

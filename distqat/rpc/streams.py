@@ -69,6 +69,10 @@ class GrpcStream(ABC):
             self._meter.received(self.method.flow, message)
         return message
 
+    async def flush(self) -> None:
+        """Wait until all that was sent is with gRPC. Raises RpcError."""
+        await self._outflow.drain()
+
     async def finish(self) -> None:
         """Say that no more will be sent."""
         if not self._finished:

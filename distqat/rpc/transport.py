@@ -98,8 +98,9 @@ class Stream(Protocol):
 
         After the handler has ended it soon raises the handler's error or UnreachableError; what is sent in the moment
         before is lost in silence. If it is cancelled the message is sent whole or not at all.
-        With `more` the next message follows at once: it is enough that there is room for that one, so that it can be
-        made while this one leaves; what goes wrong with this one is raised by the last, which must be without `more`.
+        With `more` it is enough that there is room for the next message, which can be made while this one leaves. What
+        goes wrong with this one is then raised by a later send. Before a stream ends there must be one without `more`,
+        or `finish`, or the return of the handler.
         """
         ...
 

@@ -12,6 +12,9 @@ GAP = 0.005
 """Seconds after a frame that was held back in which the next one is still part of the same rush. Buffers take several
 frames at once after each wait, and those must count too."""
 
+RUSH_BYTES = 64 << 10
+"""Of a rush, before it counts. Less fits into any buffer: what held it back, such as a busy processor, was no link."""
+
 MIN_SECONDS = 0.02
 """Held back before anything is said."""
 
@@ -37,8 +40,10 @@ class LinkRate:
     def __init__(self) -> None:
         self._bytes = 0.0  # Sent while held back; older ones count less.
         self._seconds = 0.0  # Held back; older ones count less.
-        self._rush_end: float | None = None  # When the last frame that counted was through; None before the first.
-        self._free_bytes = 0  # Sent since then.
+        self._rush_end: float | None = None  # When the last frame of a rush was through; None before the first.
+        self._rush_bytes = 0  # Of the present rush, not counted yet.
+        self._rush_seconds = 0.0
+        self._free_bytes = 0  # Sent since something counted.
 
     def __repr__(self) -> str:
         return f"<LinkRate {self.value / 1e6:.1f} MB/s>" if self.value else "<LinkRate unknown>"
@@ -57,9 +62,18 @@ class LinkRate:
         elif ended - began < HELD:
             self._free(size)
             return
-        self._bytes += size
-        self._seconds += ended - since
+        else:
+            self._rush_bytes, self._rush_seconds = 0, 0.0
+        self._rush_bytes += size
+        self._rush_seconds += ended - since
         self._rush_end = ended
+        if self._rush_bytes >= RUSH_BYTES:
+            self._count()
+
+    def _count(self) -> None:
+        self._bytes += self._rush_bytes
+        self._seconds += self._rush_seconds
+        self._rush_bytes, self._rush_seconds = 0, 0.0
         self._free_bytes = 0
         if (self._seconds > HORIZON_SECONDS and self._bytes > LEAST_BYTES) or self._bytes > MOST_BYTES:
             self._bytes /= 2

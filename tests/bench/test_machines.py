@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import machines
-from bench.machines import HERE, MachinesError, open_machines
+from bench.machines import HERE, MachinesError, open_loopback, open_machines
 from tests.support import run
 
 DEAD = 4194304
@@ -83,6 +83,28 @@ def test_what_a_killed_bench_has_left_is_removed_and_a_running_one_is_not(networ
 
     run(scenario())
     assert sorted(path.name for path in network.folder.iterdir()) == ["distqat-1-hub", "other"]
+
+
+def test_a_loopback_of_its_own_is_left_to_nobody(network: Network) -> None:
+    async def scenario() -> None:
+        async with open_loopback() as machine:
+            assert (machine.host, machine.interface) == (HERE.host, HERE.interface)
+            assert [path.name for path in network.folder.iterdir()] == [machine.namespace]
+            raise MachinesError("played")
+
+    with pytest.raises(MachinesError, match="played"):
+        run(scenario())
+    assert list(network.folder.iterdir()) == []
+
+
+def test_without_root_loopback_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    async def scenario() -> None:
+        async with open_loopback() as machine:
+            assert machine is HERE
+
+    run(scenario())
 
 
 def test_who_is_not_root_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

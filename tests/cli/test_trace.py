@@ -90,7 +90,10 @@ def test_unknown_steps_are_refused_with_what_there_is() -> None:
         resolve(Steps(1, 2), "p", parts)
     with pytest.raises(StaleError, match="no step of pipeline p is committed yet"):
         resolve(Steps(), "p", [part(0, 0)])
-    assert resolve(Steps(2, 5), "p", parts) == Steps(2, 5)
+    assert resolve(Steps(4, 5), "p", parts) == Steps(4, 5)
+    # The trace says which steps are in it, not which were asked for.
+    assert resolve(Steps(2, 5), "p", parts) == Steps(3, 5)
+    assert resolve(Steps(4, 2000), "p", parts) == Steps(4, 9)
 
 
 # How it is asked.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -14,7 +15,8 @@ from distqat.errors import (
     StaleError,
     UnreachableError,
 )
-from distqat.rpc.transport import Deadline, Method, Service, Stream
+from distqat.rpc import handlers
+from distqat.rpc.transport import Caller, Deadline, Method, Service, Stream
 from tests.contract.worlds import (
     BREAK,
     CHAT,
@@ -110,6 +112,33 @@ def test_a_send_that_is_cancelled_leaves_whole_messages(world: World) -> None:
             total = int(await stream.receive() or b"")
             assert total % MIB == 0
             assert sent <= total // MIB <= sent + cancelled
+
+    world.run(main())
+
+
+def test_what_a_handler_sent_last_arrives_though_nobody_waited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "LINGER_TIMEOUT", 0.05)
+    method = Method("distqat.v1.Talk", "Say")
+    sent: list[int] = []
+    returned = asyncio.Event()
+
+    async def say(stream: Stream, _: Caller) -> None:
+        with suppress(TimeoutError):
+            while True:  # Until all buffers are full.
+                await asyncio.wait_for(stream.send(bytes([len(sent)]) * MIB, more=True), 0.3)
+                sent.append(len(sent))
+        returned.set()
+
+    async def main() -> None:
+        async with world.pair() as pair:
+            pair.server.add(Service(method.service, streams={method.name: say}))
+            async with pair.alice.stream(pair.to, method) as stream:
+                await soon(returned)
+                await asyncio.sleep(0.2)  # For longer than a handler that has ended lingers.
+                received = []
+                while (message := await stream.receive()) is not None:
+                    received.append(message[0])
+            assert received == sent
 
     world.run(main())
 

@@ -101,7 +101,7 @@ def test_cuts_of_other_courses(course: Course) -> None:
         seen, numbers = track.whole.scissors.seen, random.Random(course.name)
         # Most of what they differ in shows where a step ends.
         ends = [point for point in seen if point.what.lower().startswith("commit")]
-        await each([*numbers.sample(ends, 4), *numbers.sample(seen, 4)], track)
+        await each([*numbers.sample(ends, 3), *numbers.sample(seen, 3)], track)
 
     on_track(course, work)
 
@@ -126,7 +126,7 @@ def test_a_cut_at_any_point_at_all(course: Course) -> None:
     on_track(course, work, 3000.0)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_two_hops_at_once_and_another_while_the_route_opens_again(seed: int) -> None:
     on_track(PLAIN, partial(cut_twice, seed, 4))
 
@@ -156,9 +156,10 @@ NEWCOMERS = [
 ]
 
 
-@pytest.mark.parametrize("course", NEWCOMERS, ids=str)
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_newcomer_takes_the_seat_after_a_break(index: int, course: Course) -> None:
+def test_a_newcomer_takes_the_seat_after_a_break(index: int) -> None:
+    course = NEWCOMERS[-1]
+
     async def work(track: Track) -> None:
         seen, numbers = track.whole.scissors.seen, random.Random(f"{index} {course}")
         ends = [point for point in seen if point.what.lower().startswith("commit")]

@@ -170,6 +170,19 @@ def test_what_is_shipped_is_written_down() -> None:
     run_virtual(scenario())
 
 
+@pytest.mark.parametrize(("width", "is_compressed"), [(256, False), (1 << 15, True)])
+def test_what_is_too_small_for_zstd_is_not_called_compressed(width: int, is_compressed: bool) -> None:
+    async def scenario() -> bool:
+        timeline = Timelines(asyncio.get_running_loop().time, lambda *_: None).of(PIPELINE, "mlp/0", 0)
+        side = Loop()
+        side.compression = Compression("on")
+        below = Freight("below", side, HopCodecs(), timeline, Pace(2, 0, 8))
+        await below.ship(Microbatch(3, 1, 2, 8, True, 4), {"hidden": torch.zeros(4, width)})
+        return below.link[DOWN].compressed
+
+    assert run_virtual(scenario()) is is_compressed
+
+
 def test_a_number_that_no_codec_takes_breaks_the_route_at_its_sender() -> None:
     async def scenario() -> HopError:
         async with open_swarm(MLP, 2, replace(LIMITS, wire=WireSection(inputs="int8"))) as swarm:

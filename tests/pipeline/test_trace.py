@@ -180,6 +180,19 @@ def test_waiting_is_the_bubble_that_the_formula_says(stages: int) -> None:
     run_virtual(scenario(), debug=False)
 
 
+def test_what_waits_for_gradients_is_in_the_metrics() -> None:
+    async def scenario() -> None:
+        async with open_peers(3) as peers:
+            most: dict[str, float] = {}
+            for _, labels, values in peers.lines:
+                most[labels["stage"]] = max(most.get(labels["stage"], 0.0), values["stashed"])
+            # The last stage computes its backward at once, the trainer nothing.
+            assert {name for name, stashed in most.items() if stashed > 0} == {"mlp/0", "mlp/1"}
+            assert len(most) == 4
+
+    run_virtual(scenario(), debug=False)
+
+
 def test_every_byte_that_travels_is_in_the_trace() -> None:
     async def scenario() -> None:
         async with open_peers(2) as peers:

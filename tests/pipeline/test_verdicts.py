@@ -14,7 +14,18 @@ from distqat.pipeline.messages import SERVICE
 from distqat.pipeline.route import HopError
 from distqat.pipeline.words import AS_IT_IS, Gradient, Microbatch, Opened
 from distqat.rpc.transport import Caller, Service, Stream
-from tests.pipeline.swarm import GPT, LIMITS, MLP, RESNET, Recipe, open_swarm, run_plain, train, train_whole
+from tests.pipeline.swarm import (
+    GPT,
+    LIMITS,
+    MLP,
+    RESNET,
+    Recipe,
+    open_swarm,
+    progress_of,
+    run_plain,
+    train,
+    train_whole,
+)
 
 STEPS = range(1, 9)
 
@@ -71,7 +82,9 @@ def test_a_step_that_overflows_is_skipped_in_all_stages(stages: int) -> None:
             verdicts: list[Verdict] = []
             before = swarm.flat()
             while not verdicts or link.verdict.factor == 0.0:
-                await train(link, FP16, [link.step + 1], 4)
+                step = link.step + 1
+                result = await link.train(step, FP16.batch(step), 4, progress_of(step))
+                assert result.verdict == link.verdict
                 verdicts.append(link.verdict)
                 if len(verdicts) == 1:
                     # Comes to every stage behind the commit.

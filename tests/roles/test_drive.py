@@ -23,6 +23,7 @@ from distqat.model.agreement import LossScale, Verdict
 from distqat.model.shapes import DataShape
 from distqat.pipeline.route import HopError, Route
 from distqat.pipeline.tally import StepResult
+from distqat.pipeline.words import AS_IT_IS
 from distqat.roles import drive as module
 from distqat.roles.batches import step_seconds
 from distqat.roles.drive import Drive, Fuel
@@ -55,6 +56,7 @@ class FakeRoute:
 
     seconds: float = 4.0
     breaks_at: int = 0
+    verdict: Verdict = AS_IT_IS
     step: int = 0
     submitted: list[Submitted] = field(default_factory=list)
 
@@ -92,7 +94,7 @@ class FakeLink:
         async with self._changed:
             await self._changed.wait_for(lambda: step in self._sizes)
         seconds = self._sizes[step]
-        return StepResult(step, {"loss": 1.0}, seconds, seconds)
+        return StepResult(step, {"loss": 1.0}, seconds, seconds, self.shared.verdict)
 
     async def work(self) -> None:
         while True:
@@ -215,6 +217,18 @@ def test_a_fixed_batch_is_what_the_settings_say(monkeypatch: pytest.MonkeyPatch)
         assert {(given.samples, given.microbatches) for given in route.submitted} == {(64, 8)}
 
     run_virtual(main())
+
+
+def test_a_step_that_is_skipped_is_told_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        scene = a_scene(monkeypatch, FakeRoute(verdict=Verdict(0.0, LossScale(512.0))), [])
+        await drive_to_the_end(scene)
+        lines = [metric.values for metric in scene.telemetry.metrics if metric.kind == "step"]
+        assert {(line["factor"], line["loss_scale"]) for line in lines} == {(0.0, 512.0)}
+
+    with caplog.at_level("INFO", logger="distqat"):
+        run_virtual(main())
+    assert "step 3 is skipped, its gradients are not finite; the loss scale is now 512" in caplog.text
 
 
 def test_a_batch_is_claimed_while_the_steps_before_it_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from distqat.averaging.committed import Receipt
 from distqat.config import load
+from distqat.ids import PeerId
 from distqat.roles.seat import Seat
 from distqat.telemetry import Reason, Telemetry, log
 from tests.support import run
@@ -93,6 +95,33 @@ class PatientAverager(FakeAverager):
 
     def is_due(self, steps: int) -> bool:
         return steps >= 3
+
+
+class HonestAverager(PatientAverager):
+    """A round where something was learned, and only there; with a receipt."""
+
+    async def synchronise(self, local: torch.Tensor, samples: int) -> torch.Tensor:
+        if samples:
+            self.receipts.append(Receipt(len(self.receipts), (PeerId("me"),), samples, 10, 0.1, "ab", ()))
+        return await super().synchronise(local, samples)
+
+
+def test_a_round_is_recorded_once() -> None:
+    async def scenario() -> None:
+        stage, device = FakeStage(), FakeDevice()
+        context = FakeContext()
+        context.telemetry = Telemetry()
+        averager = HonestAverager(device)
+        arguments: list[Any] = [context, load().run_config(), stage, device, averager, Reason(log, "")]
+        seat = Seat(*arguments)
+        for step in range(1, 7):
+            await seat.committed(step, 8)
+        # The end of a run asks once more, though nothing was learned since.
+        await seat.settle()
+        rounds = [metric.values["round"] for metric in context.telemetry.metrics if metric.kind == "round"]
+        assert rounds == [0, 1]
+
+    run(scenario())
 
 
 def test_steps_of_unequal_size_weigh_by_their_samples() -> None:

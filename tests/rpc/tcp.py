@@ -1,4 +1,4 @@
-"""Plain TCP servers that are not distqat, and a wire that can be cut."""
+"""Plain TCP servers that are not distqat."""
 
 from __future__ import annotations
 
@@ -58,37 +58,3 @@ async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     """Accepts and never says a word."""
     await reader.read()
     await asyncio.Event().wait()
-
-
-class Wire:
-    """Passes bytes on to an endpoint until it is cut."""
-
-    def __init__(self, to: Endpoint) -> None:
-        self._to = to
-        self._writers: list[asyncio.StreamWriter] = []  # Both ends of every connection.
-
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """The behaviour of a `tcp_server`."""
-        far_reader, far_writer = await asyncio.open_connection(self._to.host, self._to.port)
-        self._writers += [writer, far_writer]
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_pump(reader, far_writer))
-                group.create_task(_pump(far_reader, writer))
-        finally:
-            far_writer.close()
-
-    def cut(self) -> None:
-        """Reset all connections."""
-        for writer in self._writers:
-            writer.transport.abort()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-    except ConnectionError:
-        writer.close()

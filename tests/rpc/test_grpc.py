@@ -18,7 +18,8 @@ from distqat.rpc.grpc import open_transport
 from distqat.rpc.loop import run as run_on_uvloop
 from distqat.rpc.transport import PROTOCOL_VERSION, Deadline, Lane, Method
 from tests.contract.worlds import CHAT, ECHO, HANG, NAME, SINK, STALL, Pair, Trial, soon
-from tests.rpc.tcp import Behaviour, Wire, garbage, http, silence, tcp_server
+from tests.proxy import open_proxy
+from tests.rpc.tcp import Behaviour, garbage, http, silence, tcp_server
 from tests.support import run, until
 
 LOOPBACK = Endpoint("127.0.0.1", 0)
@@ -170,14 +171,16 @@ def test_garbage_does_not_harm_a_server() -> None:
 
 def test_a_connection_that_breaks_ends_both_ends_of_a_stream() -> None:
     async def main() -> None:
-        async with open_pair() as pair:
-            wire = Wire(pair.to)
-            async with tcp_server(wire.carry) as to, pair.alice.stream(to, STALL) as stream:
-                await soon(pair.trial.started)
-                wire.cut()
-                with pytest.raises(UnreachableError, match=str(to)):
-                    await stream.receive()
-                await soon(pair.trial.ended)
+        async with (
+            open_pair() as pair,
+            open_proxy(pair.to) as wire,
+            pair.alice.stream(wire.endpoint, STALL) as stream,
+        ):
+            await soon(pair.trial.started)
+            wire.cut()
+            with pytest.raises(UnreachableError, match=str(wire.endpoint)):
+                await stream.receive()
+            await soon(pair.trial.ended)
 
     run(main())
 
@@ -185,8 +188,7 @@ def test_a_connection_that_breaks_ends_both_ends_of_a_stream() -> None:
 def test_a_connection_that_breaks_is_no_end_of_stream_for_a_handler() -> None:
     async def main() -> None:
         async with open_pair() as pair:
-            wire = Wire(pair.to)
-            async with tcp_server(wire.carry) as to, pair.alice.stream(to, CHAT) as stream:
+            async with open_proxy(pair.to) as wire, pair.alice.stream(wire.endpoint, CHAT) as stream:
                 await stream.send(b"one")
                 await stream.receive()
                 wire.cut()

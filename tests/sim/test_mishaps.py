@@ -261,13 +261,6 @@ def test_a_pipeline_that_is_stopped_books_its_last_steps_before_others_get_its_s
     run_virtual(scenario(), debug=False)
 
 
-def idle_trainers(status: SwarmStatus) -> list[str]:
-    """Hosts that would drive a pipeline, and have none."""
-    held = [(peer.endpoint.host, role) for peer in status.peers for role in peer.roles]
-    idle = ("trainer", "waiting", 0)
-    return sorted(host for host, role in held if (role.role, role.phase, len(role.pipelines)) == idle)
-
-
 class Deafness:
     """Daemons that do not say what they do when they are asked, though they live and work."""
 
@@ -300,33 +293,5 @@ def test_a_client_that_is_too_busy_to_answer_itself_loses_nobody(
             assert run is not None
             assert (run.lost, run.doubled, run.losses) == (0, 0, ())
             assert [line.pipeline for line in training(status)] == [line.pipeline for line in before.pipelines()]
-
-    run_virtual(scenario(), debug=False)
-
-
-def test_what_a_trainer_has_that_is_too_slow_to_answer_is_not_given_to_others_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deaf, tally = Deafness(monkeypatch), Tally(monkeypatch, late=0.0)
-
-    async def scenario() -> None:
-        async with open_world(tmp_path, "lease.min=0.5", "train.epochs=24", "data.batch=64") as world:
-            await world.start("first", "trainer")
-            await world.start("second", "trainer", join="first")
-            await world.start("head", "client", join="first")
-            await world.until("head", lambda s: idle_trainers(s) == ["first", "second"])
-            for host in ("alice", "bob", "carol", "dave"):
-                await world.start(host, "expert", join="first")
-            status = await world.until("head", lambda s: len(training(s)) == 2 and steps(s) > 4, pause=0.01)
-            assert not idle_trainers(status)
-            deaf.hosts = {"first"}
-            await world.until("head", lambda s: s.run() and s.run().losses, pause=0.01)  # type: ignore[union-attr]
-            await asyncio.sleep(0.3)
-            deaf.hosts.clear()
-            done = await world.until("head", lambda s: s.run() and s.run().finished)  # type: ignore[union-attr]
-            run = done.run()
-            assert run is not None
-            assert (run.lost, run.doubled) == (0, 0)
-            assert tally.samples == run.committed == run.budget
 
     run_virtual(scenario(), debug=False)

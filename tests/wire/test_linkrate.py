@@ -63,6 +63,21 @@ def test_small_messages_alone_say_nothing() -> None:
     assert seen.value == 0
 
 
+@pytest.mark.parametrize("size", [4 << 10, 30 << 10])
+def test_a_busy_processor_that_holds_small_messages_back_is_no_slow_link(size: int) -> None:
+    seen = LinkRate()
+    for index in range(1000):
+        seen.sent(size, index, index + 0.02)
+    assert seen.value == 0
+
+
+def test_small_messages_that_fill_a_link_show_its_rate() -> None:
+    link = Link(2.5e6, 4 << 20)
+    for _ in range(2000):
+        link.send(8 << 10)
+    assert link.seen.value == pytest.approx(2.5e6, rel=0.2)
+
+
 def test_it_follows_a_link_that_changes() -> None:
     link = Link(100e6, 1 << 20)
     for _ in range(1000):
