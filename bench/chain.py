@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from bench.gauge import Gauge, Reached
-from bench.hivemind import Peer, PeerError, open_peer
+from bench.hivemind import Peer, open_peer
 from bench.machines import Machine
 from bench.recipes import Recipe
 
@@ -32,6 +32,7 @@ class Chain:
         self._recipe = recipe
         self._client = client
         self._gauge = gauge
+        self._failures = 0  # Of calls, that are known of.
 
     async def steps_in(self, seconds: float, compression: str) -> int:
         """Steps that take about so long; at least one."""
@@ -44,8 +45,9 @@ class Chain:
 
     async def _seconds(self, compression: str, steps: int) -> float:
         seconds, failures = await self._client.ask("train", compression, steps, seconds=PATIENCE)
-        if failures:
-            log.warning("hivemind: %d calls have failed so far and were repeated", failures)
+        if failures > self._failures:
+            log.warning("hivemind: %d calls failed and were repeated", failures - self._failures)
+            self._failures = failures
         return float(seconds)
 
 
@@ -64,12 +66,3 @@ async def open_chain(recipe: Recipe, machines: Sequence[Machine]) -> AsyncIterat
         servers = await asyncio.gather(*asked)
         await client.ask("connect", recipe.described(), servers, COMPRESSIONS)
         yield Chain(recipe, client, Gauge(machines, [peer.pid for peer in (*experts, client)]))
-
-
-async def open_chain_if_possible(stack: AsyncExitStack, recipe: Recipe, machines: Sequence[Machine]) -> Chain | None:
-    """hivemind's chain; None, and a line in the log, where it cannot be had."""
-    try:
-        return await stack.enter_async_context(open_chain(recipe, machines))
-    except PeerError as error:
-        log.warning("left out: %s", error)
-        return None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -20,11 +21,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from bench.machines import HERE, Machine
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".venv-hivemind"
@@ -99,6 +104,15 @@ async def open_peer(script: str, *arguments: str, machine: Machine = HERE) -> As
             yield Peer(script, process, said)
         finally:
             await _end(process)
+
+
+async def enter_if_possible(stack: AsyncExitStack, opening: AbstractAsyncContextManager[T]) -> T | None:
+    """What the context gives; None, and a line in the log, where the peer cannot be had."""
+    try:
+        return await stack.enter_async_context(opening)
+    except PeerError as error:
+        log.warning("left out: %s", error)
+        return None
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -12,8 +12,9 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from bench.case import Case, Goal, Line, interleave
-from bench.chain import COMPRESSIONS, open_chain_if_possible
+from bench.chain import COMPRESSIONS, open_chain
 from bench.gauge import Reached, Runs
+from bench.hivemind import enter_if_possible
 from bench.machines import Machine, MachinesError, open_machines
 from bench.ours import MICROBATCHES, Form, open_ours
 from bench.recipes import GPT, RESNET, Recipe
@@ -52,7 +53,7 @@ async def bench(quick: bool) -> AsyncIterator[Line]:
 async def _measure(recipe: Recipe, machines: Sequence[Machine], runs: int) -> Mapping[Form | str, Runs]:
     async with AsyncExitStack() as stack:
         ours = await stack.enter_async_context(open_ours(recipe, FORMS, machines))
-        chain = await open_chain_if_possible(stack, recipe, machines)
+        chain = await enter_if_possible(stack, open_chain(recipe, machines))
         turns: dict[Form | str, Callable[[], Awaitable[Reached]]] = {
             form: partial(ours.train, form, STEPS) for form in FORMS
         }

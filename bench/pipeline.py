@@ -17,8 +17,9 @@ from functools import partial
 
 from bench import heavy
 from bench.case import Case, Goal, Line, interleave
-from bench.chain import COMPRESSIONS, open_chain_if_possible
+from bench.chain import COMPRESSIONS, open_chain
 from bench.gauge import Gauge, Reached, Runs
+from bench.hivemind import enter_if_possible
 from bench.machines import open_loopback
 from bench.ours import MICROBATCHES, Form, open_ours
 from bench.recipes import GPT, RECIPES, RESNET, Recipe, least_bytes
@@ -75,7 +76,7 @@ async def _measure(stack: AsyncExitStack, recipe: Recipe, stages: int, runs: int
     several = await stack.enter_async_context(_whole(recipe, stages))
     wholes = [await stack.enter_async_context(_whole(recipe, 1)) for _ in range(stages)]
     ours = await stack.enter_async_context(open_ours(recipe, FORMS, machines))
-    chain = await open_chain_if_possible(stack, recipe, machines)
+    chain = await enter_if_possible(stack, open_chain(recipe, machines))
     steps = await wholes[0].ask("steps_in", SECONDS)
     turns: dict[object, Callable[[], Awaitable[Reached]]] = {
         "threads": partial(_together, [several], recipe, steps),

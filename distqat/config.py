@@ -236,6 +236,18 @@ class _RunSections(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _codecs_pay(self) -> Self:
+        """One 16-bit type as the other: not a byte less, and what is beyond its range would stop the run."""
+        other = {"bf16": "fp16", "fp16": "bf16"}.get(self.train.precision)
+        chosen = [(where.activations, where.gradients) for where in self.wire.overrides]
+        for codecs in [(self.wire.activations, self.wire.gradients), *chosen]:
+            if other is not None and other in codecs:
+                raise ValueError(
+                    f"wire: codec {other} makes {self.train.precision} numbers no smaller, and spoils some"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _globs_match(self) -> Self:
         """A glob that no stage has would do nothing, without a word."""
         names = [f"{self.model.name}/{index}" for index in range(self.model.stages)]
@@ -333,13 +345,4 @@ def _explain(error: ValidationError) -> str:
 
 def template() -> str:
     """Every setting with its meaning and default, as YAML; `configs/template.yaml` is exactly this."""
-    lines = ["# Every setting, with its default. A config file needs only what differs from this."]
-    for name, section in Settings.model_fields.items():
-        kind = section.annotation
-        assert isinstance(kind, type)
-        assert issubclass(kind, Section)
-        lines += ["", f"# {kind.__doc__}", f"{name}:"]
-        for key, field in kind.model_fields.items():
-            value = json.dumps(field.get_default(call_default_factory=True))
-            lines += [f"  # {field.description}", f"  {key}: {value}"]
-    return "\n".join(lines) + "\n"
+    return settings_file.template(Settings)

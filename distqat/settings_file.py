@@ -1,7 +1,8 @@
-"""What a config file and `--set` say, as plain values; what they mean is up to `config`."""
+"""What a config file and `--set` say, as plain values, and the file of all defaults. What they mean: see `config`."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -10,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
@@ -76,6 +78,20 @@ def nest(overrides: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not YAML: {_one_line(error)}") from None
     return tree
+
+
+def template(settings: type[BaseModel]) -> str:
+    """Every setting of these sections with its meaning and default, as YAML."""
+    lines = ["# Every setting, with its default. A config file needs only what differs from this."]
+    for name, section in settings.model_fields.items():
+        kind = section.annotation
+        assert isinstance(kind, type)
+        assert issubclass(kind, BaseModel)
+        lines += ["", f"# {kind.__doc__}", f"{name}:"]
+        for key, field in kind.model_fields.items():
+            value = json.dumps(field.get_default(call_default_factory=True))
+            lines += [f"  # {field.description}", f"  {key}: {value}"]
+    return "\n".join(lines) + "\n"
 
 
 class FileSource(PydanticBaseSettingsSource):

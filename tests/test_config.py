@@ -122,6 +122,15 @@ def test_bad_values_are_named(flag: str, message: str) -> None:
     assert "\n" not in reason
 
 
+def test_a_codec_that_saves_nothing_is_refused() -> None:
+    words = "wire: codec bf16 makes fp16 numbers no smaller, and spoils some"
+    assert words in refusal(None, "train.precision=fp16", "wire.gradients=bf16")
+    assert words in refusal(None, "train.precision=fp16", "wire.overrides=[{stages: '*/0', activations: bf16}]")
+    assert "codec fp16" in refusal(None, "train.precision=bf16", "wire.activations=fp16")
+    # The samples are fp32 always.
+    config.load(None, ["train.precision=bf16", "wire.inputs=fp16", "wire.activations=bf16", "wire.gradients=int8"])
+
+
 def test_flags_that_contradict_each_other() -> None:
     assert "data.batch.x=2: batch has a value already" in refusal(None, "data.batch=1", "data.batch.x=2")
 

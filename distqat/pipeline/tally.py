@@ -50,9 +50,11 @@ class Tally:
         return self.outcomes == self.count
 
     def add(self, answer: Outcome | Gradient) -> None:
-        """Add one more. Raises MessageError when all are in."""
+        """Add one more. Raises MessageError when all are in, and for one that does not tell the loss."""
         if self.is_complete:
             raise MessageError(f"an answer to {answer.id}, which does not wait for one")
+        if "loss" not in answer.sums:
+            raise MessageError(f"an answer to {answer.id} that does not tell the loss")
         self.outcomes += 1
         for name, value in answer.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value

@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from bench import chain, links, pipeline
+from bench import chain, links, pipeline, wire
 from bench.case import Line
-from bench.chain import open_chain_if_possible
+from bench.chain import open_chain
 from bench.gauge import Reached, Runs
-from bench.hivemind import PeerError
+from bench.hivemind import PeerError, enter_if_possible
 from bench.machines import HERE, Machine, MachinesError
 from bench.ours import Form
 from bench.pipeline import Measured
@@ -76,11 +76,29 @@ def test_where_hivemind_cannot_be_had_it_is_left_out_and_the_log_says_why(
 
     async def scenario() -> None:
         async with AsyncExitStack() as stack:
-            assert await open_chain_if_possible(stack, RESNET, [HERE]) is None
+            assert await enter_if_possible(stack, open_chain(RESNET, [HERE])) is None
 
     run(scenario())
     assert "left out: no package index" in caplog.text
     assert not any("hivemind" in key for key in of_form(INT8, {}))
+
+
+def test_codecs_are_measured_without_hivemind_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def open_nothing(_: str) -> AsyncIterator[None]:
+        raise PeerError("no package index")
+        yield
+
+    monkeypatch.setattr(wire, "open_peer", open_nothing)
+    monkeypatch.setattr(wire, "SHAPE", (256,))
+    monkeypatch.setattr(wire, "QUICK_RUNS", 1)
+
+    async def scenario() -> list[Line]:
+        return [line async for line in wire.bench(quick=True)]
+
+    lines = run(scenario())
+    assert len(lines) == 3 * len(wire.PAIRS)
+    assert all(line.peer is None and "ratio" not in (line.goal or "") for line in lines)
 
 
 def test_over_links_the_goal_is_for_int8_at_the_middle_rate() -> None:

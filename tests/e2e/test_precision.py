@@ -22,10 +22,10 @@ from tests.proxy import Proxy, Shape, open_proxies
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 DIGITS = {
-    "data.batch": "32",
+    "data.batch": "64",
     "train.epochs": "6",
-    "sync.warmup_steps": "10",
-    "sync.inner_steps": "20",
+    "sync.warmup_steps": "5",
+    "sync.inner_steps": "10",
     "optimizer.clip_norm": "1.0",
 }
 """The whole run of digits, short."""
@@ -49,7 +49,7 @@ def wait_end(swarm: Swarm, head: str, num_pipelines: int) -> Status:
     assert run["committed"] == run["budget"]
     for line in pipelines(status, "finished"):
         # One image in ten is guessed right, and the whole run of 12 epochs in fp32 comes to 0.97.
-        assert line["evaluation"] > 0.85
+        assert line["evaluation"] > 0.85, line
     return status
 
 
@@ -114,7 +114,7 @@ def listening(daemon: Daemon) -> Endpoint | None:
 
 
 def test_fp16_over_slow_links_that_break_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
-    settings = {**DIGITS, "train.precision": "fp16", "wire.activations": "int8", "data.batch": "64"}
+    settings = {**DIGITS, "train.precision": "fp16", "wire.activations": "int8"}
     with open_links(2, Shape(delay=0.005)) as links, open_swarm(tmp_path, **settings) as swarm:
         _, head = swarm.head("head", "monitor", "client")
         for number, link in enumerate(links.proxies):

@@ -37,6 +37,7 @@ QUESTIONS = [
     "distqatctl role add trainer",
     "distqatctl role drop trainer",
     "distqatctl drain",
+    "distqatctl trace last --out trace.json",
 ]
 SANDBOXES = [
     ".venv/bin/distqatctl sandbox configs/digits.yaml",
@@ -78,6 +79,9 @@ def test_the_machines_of_the_readme_make_a_swarm(tmp_path: Path) -> None:
         assert all(done.returncode == 0 for done in answers.values()), answers
         assert "healthy" in answers[QUESTIONS[0]].stdout
         assert_watch_shows(state)
+        traced = ask(QUESTIONS[8].replace("trace.json", str(tmp_path / "trace.json")), state)
+        assert traced.returncode == 0, traced.stderr
+        assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
         assert "name: digits" in ask(QUESTIONS[3], state).stdout
         assert ask(QUESTIONS[4], []).stdout == (ROOT / "configs" / "template.yaml").read_text()
         assert "trainer" in ask(QUESTIONS[5], state).stdout

@@ -65,7 +65,7 @@ def test_coding_goes_on_beside_the_computation() -> None:
 
 
 class SlowStream:
-    """Half a second for each part of a tensor, both ways."""
+    """A while for each part of a tensor, both ways."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -84,7 +84,7 @@ class SlowStream:
 
     async def _pause(self, data: bytes | None) -> None:
         if data is not None and len(data) > 1 << 16:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.7)
 
 
 class SlowTransport:
