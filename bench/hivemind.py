@@ -80,6 +80,10 @@ class Peer:
         except OSError:
             line = b""
         if not line:
+            # Its last words come after it has hung up.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_SECONDS):
+                    await self._process.wait()
             raise PeerError(f"{self.name} died when it was asked for '{method}'{_last(self._said)}")
         return json.loads(line)
 

@@ -38,7 +38,7 @@ SHAPE = (4, 1024, 1024)
 """fp32: 16 MiB, the size of an activation."""
 TENSOR_BYTES = 4 * torch.Size(SHAPE).numel()
 FRAME_KIB = (256, 512, 1024, 2048, 4096)
-BARE_KIB = (256, 512, 1024, 2048, 4096)
+BARE_KIB = (512, 1024, 2048, 4096)
 """Sizes that are tried."""
 CALLS = 300
 SMALL = bytes(64)

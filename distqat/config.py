@@ -339,7 +339,9 @@ def _explain(error: ValidationError) -> str:
         if fault["type"] == "extra_forbidden":
             lines.append(f"unknown key '{key}'")
         else:
-            lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r:.60})")
+            # What concerns several sections has no one value to show.
+            got = f" (got {fault['input']!r:.60})" if fault["loc"] else ""
+            lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}{got}")
     return "; ".join(lines)
 
 
