@@ -107,7 +107,7 @@ def test_the_baseline_prints_its_result(tmp_path: Path) -> None:
 
 
 def test_the_sandbox_of_digits_ends_in_a_scorecard(tmp_path: Path) -> None:
-    done = sandbox(SANDBOXES[0], tmp_path, "--set", "train.epochs=4")
+    done = sandbox(SANDBOXES[0], tmp_path, "--set", "train.epochs=6")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "anchor digests equal" in done.stdout
     assert "passed" in done.stdout
