@@ -173,7 +173,7 @@ class WireSection(Section):
         default_factory=list, description="Other codecs by stage: {stages: GLOB, activations: ..., gradients: ...}."
     )
     compression: Literal["auto", "on", "off"] = Field(
-        "auto", description="zstd after the codec: auto turns it on where it is measured to shorten the transfer."
+        "auto", description="zstd after the codec, of tensors from 64 KiB on; auto: where it is measured to save time."
     )
     max_message: int = Field(1 << 30, ge=1 << 20, description="Largest message that is taken, in bytes.")
 
