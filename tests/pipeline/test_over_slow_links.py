@@ -6,11 +6,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pytest
+
 from distqat.timeline import Timelines
 from tests.pipeline.courses import Course
 from tests.pipeline.links import open_linked
 from tests.pipeline.swarm import IMAGES, LIMITS, TINY, Recipe, run_plain
 from tests.proxy import Shape
+
+# Real links are measured here: not beside other tests that take the processors.
+pytestmark = pytest.mark.e2e
 
 DELAY = 0.05
 FAR = Shape(delay=DELAY)
@@ -87,7 +92,8 @@ async def measure_hop(shape: Shape | None) -> list[Mapping[str, float]]:
 def test_zstd_is_turned_on_for_sparse_activations_where_the_link_is_slow() -> None:
     lines = run_plain(measure_hop(NARROW))
     assert lines[-1]["compressed_down"] == 1.0
-    assert NARROW.rate / 2 < lines[-1]["link_rate_down"] < NARROW.rate * 2
+    # Buffers that swallow a part of the few messages make the link look faster than it is.
+    assert NARROW.rate / 2 < lines[-1]["link_rate_down"] < NARROW.rate * 4
     assert lines[-1]["bytes"] < 0.8 * lines[-1]["raw"]
 
 
