@@ -18,7 +18,7 @@ def main() -> None:
     """Run the benches that were named, or all of them."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure distqat beside its peers.")
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"{', '.join(NAMES)}; default: all of them")
-    parser.add_argument("--quick", action="store_true", help="fewer runs; everything together within 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer runs and cases")
     chosen = parser.parse_args()
     unknown = sorted(set(chosen.names) - set(NAMES))
     if unknown:
