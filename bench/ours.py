@@ -17,7 +17,7 @@ from bench.gauge import Gauge, Reached
 from bench.machines import Machine
 from bench.recipes import Recipe
 from bench.workers import Worker, open_worker
-from distqat.config import CodecName, RunConfig
+from distqat.config import RunConfig
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
 from distqat.model.device import Device
 from distqat.model.stage import Stage
@@ -26,6 +26,7 @@ from distqat.pipeline.route import Limits, Route
 from distqat.pipeline.service import PipelineService
 from distqat.pipeline.words import Open
 from distqat.rpc.grpc import GrpcTransport, open_transport
+from distqat.sections import CodecName
 
 ME = PeerId("trainer")
 MICROBATCHES = 8

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from distqat.config import CodecName, DataSection, ModelSection, RunConfig, RunSection, WireSection
+from distqat.config import RunConfig
 from distqat.data.tasks import find_task
 from distqat.model import zoo
 from distqat.model.build import build_stage, build_whole, plan_stages
 from distqat.model.shapes import DataShape
 from distqat.model.stage import Stage
+from distqat.sections import CodecName, DataSection, ModelSection, RunSection, WireSection
 from distqat.wire import codecs
 
 Tensors = dict[str, torch.Tensor]

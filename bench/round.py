@@ -22,10 +22,10 @@ from bench.workers import Worker, open_worker
 from distqat.averaging.averager import Averager
 from distqat.averaging.context import Context, Sibling
 from distqat.averaging.service import services
-from distqat.config import SyncSection
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex
 from distqat.model.device import Device
 from distqat.rpc.grpc import GrpcTransport, open_transport
+from distqat.sections import SyncSection
 
 ELEMENTS = 10_000_000
 GROUPS = (2, 4)

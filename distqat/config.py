@@ -12,204 +12,30 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from distqat import settings_file
 from distqat.errors import ConfigError
-from distqat.ids import Endpoint, RunId
+from distqat.ids import RunId
+from distqat.sections import (
+    DaemonSection,
+    DataSection,
+    LeaseSection,
+    ModelSection,
+    MonitorSection,
+    OptimizerSection,
+    PipelineSection,
+    PlanSection,
+    RunSection,
+    SyncSection,
+    TrainSection,
+    WireSection,
+)
 
 ENV_PREFIX = "DISTQAT_"
-
-CodecName = Literal["none", "bf16", "fp16", "int8", "int4"]
-"""What `wire.codecs` can do; a test holds the two together."""
-
-Precision = Literal["fp32", "bf16", "fp16"]
-
-
-class Section(BaseModel):
-    """A group of settings; unknown keys and values of another type are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True, allow_inf_nan=False)
-
-
-class RunSection(Section):
-    """What the run is called, and where its randomness begins."""
-
-    name: str = Field("digits", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Name of the run; part of its identity.")
-    seed: int = Field(7, ge=0, description="Seed of initial numbers, sample order and dropout.")
-
-
-class ModelSection(Section):
-    """What is trained, and how it is cut."""
-
-    name: str = Field("resnet", description="Model of the zoo: mlp, resnet, resnet18 or gpt.")
-    stages: int = Field(2, ge=1, le=1024, description="Number of stages the model is cut into.")
-    cuts: list[int] = Field(
-        default_factory=list,
-        description="Block indices at which stages 1, 2, ... begin; empty: balanced by estimated cost.",
-    )
-    options: dict[str, int | float | str | bool | list[int]] = Field(
-        default_factory=dict, description="Sizes of the model (width, depth, dropout, ...); see docs/models.md."
-    )
-
-    @model_validator(mode="after")
-    def _cuts_fit(self) -> ModelSection:
-        if self.cuts and (len(self.cuts) != self.stages - 1 or sorted(set(self.cuts)) != self.cuts or self.cuts[0] < 1):
-            raise ValueError(f"cuts must be {self.stages - 1} growing block indices, the first at least 1")
-        return self
-
-
-class DataSection(Section):
-    """What is fed."""
-
-    source: str = Field("digits", description="Data set: digits or pydocs.")
-    batch: int = Field(32, ge=1, description="Samples in the batch of one step of one pipeline.")
-    microbatches: int = Field(4, ge=1, description="Microbatches into which a batch is split.")
-    adaptive: bool = Field(
-        True, description="Pipelines of unequal speed take more or fewer microbatches a step, to reach rounds together."
-    )
-    sequence: int = Field(64, ge=2, description="Tokens in a sample of a text source.")
-
-    @model_validator(mode="after")
-    def _batch_splits(self) -> DataSection:
-        if self.microbatches > self.batch:
-            raise ValueError(f"microbatches ({self.microbatches}) must not exceed batch ({self.batch})")
-        return self
-
-
-class OptimizerSection(Section):
-    """The inner optimizer of every stage."""
-
-    name: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd (with momentum).")
-    learning_rate: float = Field(2e-3, gt=0, description="Inner learning rate.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay (adamw), or L2 penalty (sgd).")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
-    nesterov: bool = Field(True, description="Whether the momentum of sgd is Nesterov's.")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="After the warm-up: constant, or a cosine from the learning rate to its final fraction."
-    )
-    warmup_steps: int = Field(
-        0, ge=0, description="Linear warm-up of the learning rate, in batches of the whole run; 0: none."
-    )
-    final_fraction: float = Field(0.1, ge=0, le=1, description="Of the learning rate, at the end of a cosine.")
-    clip_norm: float = Field(
-        0.0, ge=0, description="Largest norm of the gradient of the whole model, over all stages; 0: not clipped."
-    )
-
-
-class SyncSection(Section):
-    """The outer rounds between siblings (DiLoCo)."""
-
-    inner_steps: int = Field(10, ge=1, description="Steps of a pipeline between two rounds after the warm-up.")
-    warmup_steps: int = Field(60, ge=0, description="First rounds, one after every step, that average plainly.")
-    outer_learning_rate: float = Field(0.5, gt=0, description="Outer learning rate of Nesterov momentum.")
-    outer_momentum: float = Field(0.8, ge=0, lt=1, description="Outer momentum.")
-    max_wait: float = Field(10.0, gt=0, description="Longest wait of a round for a live sibling, in seconds.")
-
-
-class TrainSection(Section):
-    """How long, and how closely watched."""
-
-    epochs: float = Field(12.0, gt=0, description="Budget of the run: passes over the training samples.")
-    evaluate_every: int = Field(0, ge=0, description="Steps between evaluations on held-out data; 0: only at the end.")
-    precision: Precision = Field(
-        "fp32", description="Of the computation: fp32, bf16, or fp16 with loss scaling; parameters are fp32 always."
-    )
-
-
-class PipelineSection(Section):
-    """How a pipeline computes."""
-
-    recompute: list[str] = Field(
-        default_factory=list,
-        description="Stages, by glob such as 'gpt/*', that compute their forward again instead of keeping activations.",
-    )
-    max_in_flight: int = Field(
-        64, ge=1, le=4096, description="Microbatches that a stage may hold at most, however slow the links are."
-    )
-
-
-class PlanSection(Section):
-    """Who hosts what."""
-
-    max_pipelines: int = Field(64, ge=1, description="Pipelines that are formed at most.")
-    cooldown: float = Field(2.0, ge=0, description="Seconds after a change before a peer is moved without need.")
-
-
-class LeaseSection(Section):
-    """How long a peer may be silent."""
-
-    min: float = Field(
-        3.0, ge=0.2, description="Shortest lease in seconds; slow machines get longer ones by themselves."
-    )
-
-
-class WireOverride(Section):
-    """Other codecs for what some stages send."""
-
-    stages: str = Field(min_length=1, description="Glob of stage names, such as 'gpt/0' or '*/1'.")
-    activations: CodecName | None = Field(None, description="Codec of what such a stage sends down.")
-    gradients: CodecName | None = Field(None, description="Codec of what such a stage sends up.")
-
-    @model_validator(mode="after")
-    def _says_something(self) -> WireOverride:
-        if self.activations is None and self.gradients is None:
-            raise ValueError("names a codec neither of activations nor of gradients")
-        return self
-
-
-class WireSection(Section):
-    """How tensors travel."""
-
-    inputs: CodecName = Field(
-        "none", description="Codec of the samples on their way to stage 0; targets travel exactly."
-    )
-    activations: CodecName = Field("none", description="Codec of activations: none, bf16, fp16, int8 or int4.")
-    gradients: CodecName = Field("none", description="Codec of activation gradients: none, bf16, fp16, int8 or int4.")
-    overrides: list[WireOverride] = Field(
-        default_factory=list, description="Other codecs by stage: {stages: GLOB, activations: ..., gradients: ...}."
-    )
-    compression: Literal["auto", "on", "off"] = Field(
-        "auto", description="zstd after the codec, of tensors from 64 KiB on; auto: where it is measured to save time."
-    )
-    max_message: int = Field(1 << 30, ge=1 << 20, description="Largest message that is taken, in bytes.")
-
-
-class MonitorSection(Section):
-    """The monitor of this machine; not part of the run."""
-
-    interval: float = Field(1.0, gt=0, description="Seconds between two looks at the swarm.")
-    wandb: Literal["auto", "online", "offline", "off"] = Field(
-        "auto", description="Weights & Biases: online, offline, off; auto: online if WANDB_API_KEY is set, else off."
-    )
-    wandb_project: str = Field("distqat", description="Project in Weights & Biases.")
-
-
-class DaemonSection(Section):
-    """This machine's daemon; not part of the run."""
-
-    listen: str = Field("0.0.0.0:0", description="Address to listen on, HOST:PORT; port 0: any free one.")
-    announce: str = Field("", description="Address that other peers dial; empty: found out by itself.")
-    state_dir: str = Field("~/.local/state/distqat", description="Folder for the key and the known peers.")
-    log_dir: str = Field("logs", description="Folder for logs and metrics.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Device of the expert: cpu, cuda, cuda:1.")
-    threads: int = Field(0, ge=0, description="Threads of one torch operation on the CPU; 0: torch decides.")
-    drain_timeout: float = Field(20.0, gt=0, description="Seconds that draining may take.")
-
-    @model_validator(mode="after")
-    def _addresses_parse(self) -> DaemonSection:
-        for name in ("listen", "announce"):
-            text = getattr(self, name)
-            if text:
-                try:
-                    Endpoint.parse(text)
-                except ConfigError as error:
-                    raise ValueError(f"{name}: {error.reason}") from None
-        return self
 
 
 class _RunSections(BaseModel):

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = "distqat"
 
-FOUNDATION = {"errors", "ids", "config", "settings_file", "aio", "telemetry", "timeline", "times"}
+FOUNDATION = {"errors", "ids", "config", "sections", "settings_file", "aio", "telemetry", "timeline", "times"}
 LAYERS = {
     **dict.fromkeys(FOUNDATION, 0),
     "wire": 1,

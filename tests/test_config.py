@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat import config
-from distqat.config import ModelSection, RunConfig, Settings
+from distqat.config import RunConfig, Settings
 from distqat.data.sources import open_source
 from distqat.errors import ConfigError
 from distqat.model import build
+from distqat.sections import ModelSection, Section
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -230,7 +231,7 @@ def test_the_template_explains_everything() -> None:
         assert f"\n{name}:\n" in text
         kind = section.annotation
         assert isinstance(kind, type)
-        assert issubclass(kind, config.Section)
+        assert issubclass(kind, Section)
         for key, field in kind.model_fields.items():
             assert field.description, f"{name}.{key} has no description"
             assert f"  # {field.description}\n  {key}: " in text

@@ -11,10 +11,10 @@ from typing import Protocol, TypeVar
 
 from distqat.averaging.group import RoundRef
 from distqat.averaging.waits import Waits
-from distqat.config import SyncSection
 from distqat.errors import DistqatError, RefusedError, UnreachableError, WrongRunError
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex, short
 from distqat.rpc.transport import Transport
+from distqat.sections import SyncSection
 
 T = TypeVar("T")
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
-from distqat.config import SyncSection
 from distqat.model import state
+from distqat.sections import SyncSection
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass
 
-from distqat.config import SyncSection
+from distqat.sections import SyncSection
 
 LEAST_RATE = 1e6
 """Bytes per second below which a link cannot take part in rounds."""

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from distqat.config import OptimizerSection, Precision
+from distqat.sections import OptimizerSection, Precision
 
 FIRST_SCALE = 2.0**16
 SMALLEST_SCALE = 1.0

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from distqat.config import ModelSection, RunConfig
+from distqat.config import RunConfig
 from distqat.errors import ModelError
 from distqat.model import zoo
 from distqat.model.partition import cut
@@ -17,6 +17,7 @@ from distqat.model.shapes import DataShape
 from distqat.model.stage import CPU, Stage, Training
 from distqat.model.task import Task
 from distqat.model.zoo.blocks import ModelPlan, slice_of
+from distqat.sections import ModelSection
 
 
 def plan_stages(section: ModelSection, shape: DataShape) -> list[range]:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from distqat.config import OptimizerSection
+from distqat.sections import OptimizerSection
 
 
 class Optimizer(Protocol):

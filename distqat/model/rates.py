@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from distqat.config import OptimizerSection
+from distqat.sections import OptimizerSection
 
 
 def warmup_fraction(section: OptimizerSection, batch: int, budget: int) -> float:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from distqat.config import Precision
 from distqat.errors import TensorError
 from distqat.ids import MicrobatchId
 from distqat.model import boundary, rng
@@ -17,6 +16,7 @@ from distqat.model.layout import layout_of
 from distqat.model.precision import Casts, Overflow, autocast, compute_type, quenched
 from distqat.model.zoo import blocks as zoo_blocks
 from distqat.model.zoo.blocks import StagePlan
+from distqat.sections import Precision
 
 
 class Slice:

@@ -15,7 +15,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from distqat.config import OptimizerSection, Precision
 from distqat.errors import ModelError, StaleError, TensorError
 from distqat.ids import MicrobatchId, StageIndex
 from distqat.model import agreement, boundary, checks, gradients
@@ -28,6 +27,7 @@ from distqat.model.steps import PendingStep, Steps
 from distqat.model.task import LossResult, Task, score
 from distqat.model.terms import PLAIN, Terms
 from distqat.model.zoo.blocks import StagePlan
+from distqat.sections import OptimizerSection, Precision
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from distqat.config import WireSection
 from distqat.errors import MessageError
+from distqat.sections import WireSection
 from distqat.wire.tensors import DTYPES, TensorHeader
 
 INPUTS = "inputs"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from distqat.config import OptimizerSection, Precision, RunConfig, WireSection
+from distqat.config import RunConfig
 from distqat.errors import DistqatError, RouteError
 from distqat.ids import PeerId, PipelineId, Seat, StageIndex
 from distqat.model.agreement import needs_norms
+from distqat.sections import OptimizerSection, Precision, WireSection
 
 
 class HopError(RouteError):

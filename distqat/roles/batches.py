@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from distqat.config import DataSection
 from distqat.discovery.records import Pace
+from distqat.sections import DataSection
 
 MOST = 8
 """A step has at most so many times `data.microbatches` microbatches, and at least one."""

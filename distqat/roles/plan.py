@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from distqat.config import PlanSection
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex, short
+from distqat.sections import PlanSection
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from distqat.config import MonitorSection
 from distqat.errors import ConfigError
 from distqat.ids import RunId, short
 from distqat.roles.messages import MetricLine
+from distqat.sections import MonitorSection
 
 log = logging.getLogger(__name__)
 

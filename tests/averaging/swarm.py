@@ -13,11 +13,11 @@ import torch
 from distqat.averaging.averager import Averager
 from distqat.averaging.context import Compute, Context, Sibling
 from distqat.averaging.service import services
-from distqat.config import SyncSection
 from distqat.errors import DistqatError
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Transport
+from distqat.sections import SyncSection
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from distqat.averaging import outer
 from distqat.averaging.outer import OuterState
-from distqat.config import SyncSection
+from distqat.sections import SyncSection
 
 SYNC = SyncSection(warmup_steps=3, inner_steps=7, outer_learning_rate=0.6, outer_momentum=0.8)
 

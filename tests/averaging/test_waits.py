@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distqat.averaging.waits import LEAST_PATIENCE, REMEMBERED, Patience, Waits
-from distqat.config import SyncSection
+from distqat.sections import SyncSection
 
 
 @given(st.floats(0.3, 600), st.integers(0, 10**9))

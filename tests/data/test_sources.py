@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distqat.config import DataSection
 from distqat.data import sources
 from distqat.data.sources import Source, WindowSplit, digits, evaluation_batches, pydocs
 from distqat.errors import DataError
 from distqat.model.shapes import DataShape
+from distqat.sections import DataSection
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 
 from distqat.averaging import outer, reduce
 from distqat.averaging.outer import OuterState, Phase
-from distqat.config import SyncSection
+from distqat.sections import SyncSection
 
 HALVES = Phase(is_plain=False, steps=10, learning_rate=0.5, momentum=0.5)
 """All arithmetic with halves is exact in fp32, so a person can follow it."""

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqat.config import OptimizerSection, Precision
 from distqat.model import agreement
 from distqat.model.agreement import GROWTH_STEPS, LossScale, Verdict, decide, first_scale, needs_norms
+from distqat.sections import OptimizerSection, Precision
 
 SQUARES = st.lists(st.floats(0, 1e12), min_size=1, max_size=30)
 PLAIN = OptimizerSection()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distqat.config import PipelineSection, Precision
 from distqat.ids import MicrobatchId
 from distqat.model.build import build_stage
 from distqat.model.terms import Terms
+from distqat.sections import PipelineSection, Precision
 from tests.model import helpers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from distqat.config import OptimizerSection
 from distqat.model.optimizer import build_optimizer
+from distqat.sections import OptimizerSection
 
 RATES = [0.01, 0.02, 0.02, 0.005]
 

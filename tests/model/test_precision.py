@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distqat.config import Precision
 from distqat.errors import TensorError
 from distqat.ids import MicrobatchId
 from distqat.model import rng, zoo
@@ -18,6 +17,7 @@ from distqat.model.shapes import DataShape
 from distqat.model.stage import CPU, Stage
 from distqat.model.terms import Terms
 from distqat.model.zoo.blocks import build
+from distqat.sections import Precision
 from tests.model import helpers
 from tests.model.test_cut import assert_same
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqat.config import OptimizerSection
 from distqat.model.rates import learning_rate, warmup_fraction
+from distqat.sections import OptimizerSection
 
 
 def section(**values: object) -> OptimizerSection:

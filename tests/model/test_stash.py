@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distqat.config import PipelineSection, Precision
 from distqat.ids import MicrobatchId
 from distqat.model.stage import Stage
 from distqat.model.stash import MAX_SHAPES, Stash
+from distqat.sections import PipelineSection, Precision
 from tests.model import helpers
 from tests.model.test_cut import assert_same
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from distqat.config import ModelSection
 from distqat.errors import ModelError
 from distqat.ids import MicrobatchId
 from distqat.model import zoo
 from distqat.model.build import build_stage, build_whole, plan_stages, stage_names
 from distqat.model.shapes import DataShape
 from distqat.model.zoo.blocks import BatchNorm, BlockSpec, HiddenShape, ModelPlan, build
+from distqat.sections import ModelSection
 from tests.model import helpers
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from distqat.config import DataSection, ModelSection, OptimizerSection, Precision, RunConfig, RunSection, TrainSection
+from distqat.config import RunConfig
 from distqat.data.tasks import find_task
 from distqat.errors import DistqatError
 from distqat.ids import Endpoint, MicrobatchId, PeerId, PipelineId, RunId, Seat
@@ -27,6 +27,7 @@ from distqat.pipeline.service import PipelineService
 from distqat.pipeline.split import split
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Server, Transport
+from distqat.sections import DataSection, ModelSection, OptimizerSection, Precision, RunSection, TrainSection
 
 T = TypeVar("T")
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from distqat.config import WireSection
 from distqat.ids import Endpoint
 from distqat.pipeline import freight
 from distqat.pipeline.freight import Freight
@@ -23,6 +22,7 @@ from distqat.pipeline.pace import Pace
 from distqat.pipeline.route import HopError
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Bytes, Deadline, Method, Server, Stream, Transport
+from distqat.sections import WireSection
 from distqat.timeline import Timelines
 from distqat.times import DOWN, UP
 from distqat.wire.compression import Compression

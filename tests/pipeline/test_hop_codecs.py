@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from distqat.config import WireOverride, WireSection
 from distqat.errors import MessageError
 from distqat.pipeline.hop_codecs import HopCodecs, check_codecs, codecs_of, names_of
 from distqat.pipeline.route import HopError, Limits
 from distqat.pipeline.words import Microbatch, Open
+from distqat.sections import WireOverride, WireSection
 from distqat.wire import tensors
 from distqat.wire.tensors import TensorHeader
 from tests.pipeline.swarm import LIMITS, MLP, TINY, open_swarm, run_plain, train

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from distqat.config import OptimizerSection, PipelineSection, Precision, RunConfig, TrainSection, WireSection
+from distqat.config import RunConfig
 from distqat.errors import RouteError, StaleError, TensorError
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
 from distqat.pipeline.route import HopError, Limits, Route, first_error, patience
+from distqat.sections import OptimizerSection, PipelineSection, Precision, TrainSection, WireSection
 
 
 def seat(stage: int, peer: str | None = None) -> Seat:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distqat.config import OptimizerSection
 from distqat.errors import MessageError, StaleError
 from distqat.ids import MicrobatchId, PipelineId
 from distqat.model.agreement import LossScale, Verdict
 from distqat.model.stage import Stage
 from distqat.pipeline.standing import MAX_PIPELINES, Held, Standing, StepSize, has_to_apply, step_to_pass_on
+from distqat.sections import OptimizerSection
 from tests.pipeline.swarm import TINY
 
 P0, P1 = PipelineId("p0"), PipelineId("p1")

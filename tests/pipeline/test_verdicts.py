@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distqat.config import OptimizerSection
 from distqat.model.agreement import LossScale, Verdict
 from distqat.pipeline.hop import DOWNWARD, Hop, pack, unpack
 from distqat.pipeline.messages import SERVICE
 from distqat.pipeline.route import HopError
 from distqat.pipeline.words import AS_IT_IS, Gradient, Microbatch, Opened
 from distqat.rpc.transport import Caller, Service, Stream
+from distqat.sections import OptimizerSection
 from tests.pipeline.swarm import (
     GPT,
     LIMITS,

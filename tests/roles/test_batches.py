@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqat.config import DataSection
 from distqat.discovery.records import Pace
 from distqat.ids import PipelineId
 from distqat.pipeline.split import split
 from distqat.roles import batches
 from distqat.roles.batches import COOLDOWN, ENOUGH, MOST, Bounds, Pacing, choose, fair_seconds, step_seconds
+from distqat.sections import DataSection
 
 DATA = DataSection(batch=64, microbatches=8)
 PACES = st.lists(st.floats(0.001, 10.0), min_size=1, max_size=8)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqat.config import PlanSection
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
 from distqat.roles.plan import Action, Assign, Dissolve, ExpertView, Form, Pipeline, View, missing, plan
+from distqat.sections import PlanSection
 
 SECTION = PlanSection()
 ALICE, BOB, CAROL, DAVE = (PeerId(name) for name in ("alice", "bob", "carol", "dave"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distqat.config import MonitorSection
 from distqat.ids import RunId
 from distqat.roles.messages import MetricLine
 from distqat.roles.sinks import METRICS_FILE, last_serials, open_sinks
+from distqat.sections import MonitorSection
 from tests.support import run, until
 
 RUN = RunId("digits", "0" * 32)

@@ -17,9 +17,9 @@ import torch
 
 from distqat.averaging.committed import Receipt
 from distqat.averaging.outer import OuterState
-from distqat.config import SyncSection
 from distqat.errors import RoundError, StateError
 from distqat.rpc.local import Network, VirtualTimeLoop
+from distqat.sections import SyncSection
 from tests.averaging.swarm import Node, Swarm
 from tests.support import until
 

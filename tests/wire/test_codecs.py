@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqat.config import CodecName
 from distqat.errors import ConfigError, MessageError, TensorError
+from distqat.sections import CodecName
 from distqat.wire import codecs
 from distqat.wire.codecs.codec import Codec
 from distqat.wire.codecs.memory import CHUNK, HUGE, SCRATCH

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from distqat.config import DataSection
 from distqat.data.sources import digits, pydocs
 from distqat.data.sources.splits import Arrays, ArraySplit, Source, Split, WindowSplit, evaluation_batches
 from distqat.errors import DataError
+from distqat.sections import DataSection
 
 __all__ = ["ArraySplit", "Arrays", "Source", "Split", "WindowSplit", "evaluation_batches", "names", "open_source"]
 

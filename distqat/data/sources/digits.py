@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distqat.config import DataSection
 from distqat.data.sources.splits import Array, ArraySplit, Indices, Source
 from distqat.errors import DataError
 from distqat.model.shapes import DataShape
+from distqat.sections import DataSection
 
 HELD_OUT = 0.2
 """Part of every class that is never trained on."""

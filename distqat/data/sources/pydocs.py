@@ -13,10 +13,10 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from distqat.config import DataSection
 from distqat.data.sources.splits import Source, WindowSplit
 from distqat.errors import DataError
 from distqat.model.shapes import DataShape
+from distqat.sections import DataSection
 
 HELD_OUT = 0.1
 """Part of the bytes, in whole documents, that is never trained on."""

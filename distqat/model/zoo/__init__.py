@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from distqat.config import ModelSection
 from distqat.errors import ModelError
 from distqat.model.shapes import DataShape
 from distqat.model.zoo import gpt, mlp, resnet
 from distqat.model.zoo.blocks import BlockSpec, HiddenShape, ModelPlan
+from distqat.sections import ModelSection
 
 _MODELS: Mapping[str, Callable[[dict[str, object], DataShape], list[BlockSpec]]] = {
     "mlp": mlp.blocks,
