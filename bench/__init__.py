@@ -13,7 +13,13 @@
     pipeline  models in two and three stages beside one process and beside hivemind; heavy: bytes of a large one
     links     the same over slow links
     curve     what rounding on the wire costs in learning
-    round     one outer round of siblings
+    newcomer  what a newcomer's cold optimizer costs
+    overlap   steps beside outer rounds
+    round     one outer round of siblings; killed: with one that dies; roundlines: what is to be reached
+              group, sibling, timed, memory, runs: ours; averagers: hivemind's
+    diloco    what DiLoCo costs in learning and saves in bytes; plot: the same as a picture
+              arms, learner, replicas, results: what is compared, who trains, real rounds in one process, what is kept
+    ramp      what a gentle beginning is worth in short runs
 
 Run `python -m bench [NAME] [--quick]`; each case is one JSON object on one line.
 """

@@ -8,10 +8,15 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
+from pathlib import Path
 
 from bench.case import Bench
 
-NAMES = ("start", "wire", "stream", "pipeline", "links", "curve", "round")
+NAMES = ("start", "wire", "stream", "pipeline", "links", "curve", "newcomer", "round", "overlap", "diloco", "ramp")
+
+KEEPING = ("diloco", "ramp")
+"""Those that take so long that a file keeps what they have found."""
 
 
 def main() -> None:
@@ -19,6 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure distqat beside its peers.")
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"{', '.join(NAMES)}; default: all of them")
     parser.add_argument("--quick", action="store_true", help="fewer runs and cases")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE", help="of diloco and ramp: what they find is kept there, not made again"
+    )
     chosen = parser.parse_args()
     unknown = sorted(set(chosen.names) - set(NAMES))
     if unknown:
@@ -33,7 +41,8 @@ def main() -> None:
     from distqat.rpc.loop import run
 
     for name in chosen.names or NAMES:
-        run(_show(importlib.import_module(f"bench.{name}").bench, chosen.quick))
+        bench = importlib.import_module(f"bench.{name}").bench
+        run(_show(partial(bench, keep=chosen.keep) if name in KEEPING else bench, chosen.quick))
 
 
 async def _show(bench: Bench, quick: bool) -> None:

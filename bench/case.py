@@ -81,7 +81,8 @@ class Case:
         peer_value = median(peers) if peers else None
         ratio = None
         if peer_value is not None:
-            ratio = value / peer_value if self.better == "higher" else peer_value / value
+            more, less = (value, peer_value) if self.better == "higher" else (peer_value, value)
+            ratio = more / less if less else None
         return Line(
             bench=self.bench,
             case=self.case,
@@ -94,7 +95,7 @@ class Case:
             goal=self.goal.words(self.better) if self.goal is not None else None,
             ok=self.goal is None or self.goal.is_met(self.better, value, ratio),
             runs=len(ours),
-            spread=(max(ours) - min(ours)) / value if value else 0.0,
+            spread=(max(ours) - min(ours)) / abs(value) if value else 0.0,
         )
 
 

@@ -11,6 +11,18 @@ from bench.machines import Machine
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Of one piece of work."""
+
+    seconds: float
+    """As the work itself has counted them."""
+    cpu: float
+    """CPU seconds of all processes."""
+    wire: int
+    """Bytes that left an interface; with everything that TCP adds."""
+
+
+@dataclass(frozen=True)
 class Reached:
     """What one run has measured."""
 
@@ -38,10 +50,14 @@ class Gauge:
 
     async def measure(self, samples: int, work: Callable[[], Awaitable[float]]) -> Reached:
         """Of `work`, which returns the seconds that it has taken."""
+        cost = await self.cost(work)
+        return Reached(samples / cost.seconds, cost.cpu / samples * 1000, cost.wire / samples)
+
+    async def cost(self, work: Callable[[], Awaitable[float]]) -> Cost:
+        """The same as it is."""
         sent, cpu = self._sent(), self._cpu()
         seconds = await work()
-        cpu, sent = self._cpu() - cpu, self._sent() - sent
-        return Reached(samples / seconds, cpu / samples * 1000, sent / samples)
+        return Cost(seconds, self._cpu() - cpu, self._sent() - sent)
 
     def _sent(self) -> int:
         return sum(machine.sent() for machine in self._machines)

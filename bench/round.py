@@ -1,177 +1,206 @@
-"""One outer round of siblings in processes of their own: seconds and bytes, beside gloo's all-reduce of that vector.
+"""One outer round of siblings in processes of their own, beside hivemind's averager and gloo's all-reduce.
 
-The round does more than the all-reduce: siblings find each other, agree on a group, vote, and digest what they commit.
+The round does more than an all-reduce: siblings find each other, agree on a group, vote, and digest what they commit.
+Sizes and codecs take turns with their peers here; `killed` is about members that die, `roundlines` says what is to be
+reached.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import tempfile
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-import torch
-from torch import distributed
+import psutil
 
+from bench.averagers import Averagers, open_averagers
 from bench.case import Case, Line, interleave
-from bench.workers import Worker, open_worker
-from distqat.averaging.averager import Averager
-from distqat.averaging.context import Context, Sibling
-from distqat.averaging.service import services
-from distqat.ids import Endpoint, PeerId, RunId, StageIndex
-from distqat.model.device import Device
-from distqat.rpc.grpc import GrpcTransport, open_transport
-from distqat.sections import SyncSection
+from bench.group import Group, open_group
+from bench.hivemind import PeerError, enter_if_possible
+from bench.killed import killed
+from bench.machines import Machine, MachinesError, open_loopback, open_machines
+from bench.roundlines import BESIDE, Found, Size, lines, together
+from bench.runs import Run
+from distqat.sections import RoundCodec, SyncSection
 
-ELEMENTS = 10_000_000
-GROUPS = (2, 4)
-SYNC = SyncSection(warmup_steps=0, max_wait=30.0)
-FLOW = "averaging"
-MEGA = 1e6
+log = logging.getLogger(__name__)
+
+CODECS: tuple[RoundCodec, ...] = ("none", "bf16", "int8", "int4", "int2")
+BESIDE_GLOO: tuple[RoundCodec, ...] = ("none", "int8")
+"""gloo does the same whatever our codec; two are enough to take turns with."""
+
+MILLION = 1_000_000
+TINY = 1000
+"""Elements that are nothing to encode or to send."""
+
+GIB = float(1 << 30)
+
+PROCESS_BYTES = 0.35 * GIB
+VECTORS = 10
+"""Of one of our processes: own, anchor, momentum, gloo's, averages that are kept, and what a round needs."""
+HIVEMIND_BYTES = 0.9 * GIB
+"""Of one peer: three processes with torch."""
+HIVEMIND_VECTORS = 6
+
+SLOW = Size(4, 10 * MILLION)
+SLOW_BITS = 100e6
+
+PATIENCE = 30.0
+"""Seconds that siblings wait for each other at most: where eight share two cores, one may stand still for long."""
+
+HUNDRED = 100
+IN_A_ROW = Size(4, 10 * MILLION)
 
 
 @dataclass(frozen=True)
-class Span:
-    """When a sibling was busy with a round, by the clock that all processes share; and what it sent meanwhile."""
+class Plan:
+    """What is measured."""
 
-    began: float
-    ended: float
-    sent: int = 0
+    sizes: tuple[Size, ...]
+    codecs: tuple[RoundCodec, ...]
+    compressions: tuple[str, ...]
+    """Of hivemind."""
+    runs: int
+    kills: int
+    """Rounds with a killed member; with none of these, neither slow links nor a hundred rounds in a row."""
+
+
+FULL = Plan(
+    tuple(Size(siblings, elements) for elements in (10 * MILLION, 50 * MILLION) for siblings in (2, 4, 8)),
+    CODECS,
+    ("NONE", "FLOAT16", "UNIFORM_8BIT", "BLOCKWISE_8BIT"),
+    5,
+    3,
+)
+QUICK = Plan((Size(2, 10 * MILLION), Size(4, 10 * MILLION)), ("none", "int8"), ("NONE", "UNIFORM_8BIT"), 3, 0)
+
+
+def settings(codec: RoundCodec) -> SyncSection:
+    """Of a run that begins with DiLoCo proper."""
+    return SyncSection(warmup_steps=0, codec=codec, max_wait=PATIENCE)
 
 
 async def bench(quick: bool) -> AsyncIterator[Line]:
-    """Groups of two sizes."""
-    for number in GROUPS:
-        for line in await _group(number, 3 if quick else 15):
+    """All sizes; then slow links, killed members, and a hundred rounds in a row."""
+    plan = QUICK if quick else FULL
+    async with open_loopback() as machine:
+        for size in plan.sizes:
+            machines = [machine] * size.siblings
+            found = await _measure(size, machines, plan)
+            for line in lines(size, found) if found is not None else ():
+                yield line
+        if not plan.kills:
+            return
+        for siblings in (4, 8):
+            async for line in killed(Size(siblings, 10 * MILLION), machine, plan.kills):
+                yield line
+        async for line in _in_a_row(machine):
             yield line
+    async for line in _over_slow_links(plan):
+        yield line
 
 
-async def _group(number: int, runs: int) -> list[Line]:
+async def _measure(size: Size, machines: Sequence[Machine], plan: Plan) -> Found | None:
+    """Ours, gloo and hivemind in turns; hivemind after the others where they do not fit into memory together."""
+    ours, theirs = need(size)
+    available = float(psutil.virtual_memory().available)
+    if max(ours, theirs) > available:
+        log.warning("left out: %s takes %.1f GiB, and %.1f are free", size, max(ours, theirs) / GIB, available / GIB)
+        return None
+    is_together = ours + theirs <= available
+    has_peers = bool(plan.compressions)
+    found = Found()
     async with AsyncExitStack() as stack:
-        meeting = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "gloo"
-        siblings = [
-            await stack.enter_async_context(open_worker(f"sibling {rank}", open_sibling, rank, number, meeting))
-            for rank in range(number)
-        ]
-        endpoints = [await sibling.ask("endpoint") for sibling in siblings]
-        await _all(siblings, "begin", endpoints)
-        ours, gloo = await interleave(runs, lambda: _all(siblings, "synchronise"), lambda: _all(siblings, "all_reduce"))
-        await _check_equal(siblings)
-    name = f"{number} siblings, {ELEMENTS // 1_000_000} M fp32"
-    sent = [sum(span.sent for span in spans) / MEGA for spans in ours]
-    least = 2 * (number - 1) * 4 * ELEMENTS / MEGA
-    return [
-        Case("round", name, "s", "lower", "torch.distributed gloo all_reduce").line(
-            [_seconds(spans) for spans in ours], [_seconds(spans) for spans in gloo]
-        ),
-        Case("round", f"{name}, sent by all", "MB", "lower", "least of an all-reduce, computed").line(sent, [least]),
-    ]
+        hivemind = await enter_if_possible(stack, open_averagers(machines)) if is_together and has_peers else None
+        group = await stack.enter_async_context(open_group(machines))
+        await group.meet()
+        if size.elements == min(one.elements for one in plan.sizes):
+            found.forming = await _forming(group, plan.runs)
+        for codec in plan.codecs:
+            await _of_codec(size, codec, group, hivemind, plan, found)
+    if has_peers and not is_together:
+        log.warning("%s: hivemind is measured after ours; they do not fit into memory together", size)
+        await _alone(size, machines, plan, found)
+    return found
 
 
-async def _all(siblings: Sequence[Worker], method: str, *arguments: object) -> list[Span]:
-    return list(await asyncio.gather(*(sibling.ask(method, *arguments) for sibling in siblings)))
+async def _forming(group: Group, runs: int) -> list[Run]:
+    """Rounds in which nothing but forming takes time."""
+    await group.prepare(TINY, settings("none"))
+    (found,) = await interleave(runs, group.round)
+    return found
 
 
-def _seconds(spans: Sequence[Span]) -> float:
-    return max(span.ended for span in spans) - min(span.began for span in spans)
+async def _of_codec(
+    size: Size, codec: RoundCodec, group: Group, hivemind: Averagers | None, plan: Plan, found: Found
+) -> None:
+    found.errors[codec] = await group.error(size.elements, settings(codec))
+    await group.prepare(size.elements, settings(codec))
+    turns: dict[str, Callable[[], Awaitable[Run]]] = {"ours": group.round}
+    if codec in BESIDE_GLOO:
+        turns["gloo"] = group.all_reduce
+    compressions = [name for name in BESIDE[codec] if name in plan.compressions] if hivemind is not None else []
+    if hivemind is not None and compressions:
+        await hivemind.prepare(size.elements, compressions)
+        turns |= {name: partial(hivemind.round, name) for name in compressions}
+    runs = dict(zip(turns, await interleave(plan.runs, *turns.values()), strict=True))
+    found.ours[codec] = runs["ours"]
+    if "gloo" in runs:
+        found.gloo[codec] = runs["gloo"]
+    for name in compressions:
+        assert hivemind is not None
+        found.hivemind[name] = runs[name]
+        found.hivemind_errors[name] = await hivemind.error(name)
 
 
-async def _check_equal(siblings: Sequence[Worker]) -> None:
-    digests = {await sibling.ask("digest") for sibling in siblings}
-    assert len(digests) == 1, f"the siblings ended with different digests: {digests}"
+async def _alone(size: Size, machines: Sequence[Machine], plan: Plan, found: Found) -> None:
+    """hivemind when ours are gone."""
+    async with AsyncExitStack() as stack:
+        hivemind = await enter_if_possible(stack, open_averagers(machines))
+        if hivemind is None:
+            return
+        for name in plan.compressions:
+            await hivemind.prepare(size.elements, [name])
+            (found.hivemind[name],) = await interleave(plan.runs, partial(hivemind.round, name))
+            found.hivemind_errors[name] = await hivemind.error(name)
 
 
-class Member:
-    """A sibling, and its rank in the peer's group."""
-
-    def __init__(self, rank: int, transport: GrpcTransport, averager: Averager, others: list[Endpoint]) -> None:
-        self.rank = rank
-        self.transport = transport
-        self.averager = averager
-        self.others = others  # Of the siblings by rank; empty until they are known.
-        numbers = torch.Generator().manual_seed(rank)
-        self.vector = torch.randn(ELEMENTS, generator=numbers)
-
-    async def endpoint(self) -> Endpoint:
-        """Where it listens."""
-        return self.averager.context.endpoint
-
-    async def begin(self, endpoints: list[Endpoint]) -> None:
-        """Learn of the siblings, and found the run."""
-        self.others[:] = endpoints
-        await self.averager.found(torch.zeros(ELEMENTS))
-
-    async def synchronise(self) -> Span:
-        """One outer round."""
-        sent, began = self._sent(), time.monotonic()
-        await self.averager.synchronise(self.vector, 1)
-        return Span(began, time.monotonic(), self._sent() - sent)
-
-    async def all_reduce(self) -> Span:
-        """The mean of the same vectors, by gloo."""
-        vector, began = self.vector.clone(), time.monotonic()
-        await asyncio.to_thread(distributed.all_reduce, vector)
-        vector /= distributed.get_world_size()
-        return Span(began, time.monotonic())
-
-    async def digest(self) -> str:
-        """Of what is committed."""
-        assert self.averager.outer is not None
-        return self.averager.outer.digest
-
-    def _sent(self) -> int:
-        flow = self.transport.traffic().get(FLOW)
-        return flow.sent if flow is not None else 0
+async def _over_slow_links(plan: Plan) -> AsyncIterator[Line]:
+    try:
+        async with open_machines(SLOW.siblings, SLOW_BITS) as machines:
+            found = await _measure(SLOW, machines, plan)
+    except MachinesError as error:
+        log.warning("left out: %s", error)
+        return
+    for line in lines(SLOW, found, is_slow=True) if found is not None else ():
+        yield line
 
 
-@asynccontextmanager
-async def open_sibling(rank: int, number: int, meeting: Path) -> AsyncIterator[Member]:
-    """A sibling that serves, in a gloo group of `number` processes that meet at a file."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    await asyncio.to_thread(
-        distributed.init_process_group, "gloo", init_method=f"file://{meeting}", rank=rank, world_size=number
-    )
-    others: list[Endpoint] = []
-    async with (
-        Device.open("cpu", threads=1) as device,
-        open_transport() as transport,
-        transport.serve(Endpoint("127.0.0.1", 0)) as server,
-    ):
-        context = Context(
-            me=_name(rank),
-            endpoint=server.endpoint,
-            run=RunId("bench", "0" * 32),
-            stage=StageIndex(0),
-            num_parameters=ELEMENTS,
-            num_elements=ELEMENTS,
-            transport=transport,
-            device=device,
-            sync=SYNC,
-            siblings=lambda: _siblings(rank, others, averager),
-            on_lost=lambda peer, reason: None,
-        )
-        async with Averager.open(context) as averager:
-            for service in services(averager):
-                server.add(service)
-            yield Member(rank, transport, averager, others)
+async def _in_a_row(machine: Machine) -> AsyncIterator[Line]:
+    """A hundred rounds, one behind the other; ours, then hivemind's."""
+    machines = [machine] * IN_A_ROW.siblings
+    async with open_group(machines) as group:
+        await group.prepare(IN_A_ROW.elements, settings("int8"))
+        ours = [await group.round() for _ in range(HUNDRED)]
+    peers: list[tuple[str, list[Run]]] = []
+    async with AsyncExitStack() as stack:
+        hivemind = await enter_if_possible(stack, open_averagers(machines))
+        if hivemind is not None:
+            await hivemind.prepare(IN_A_ROW.elements, ["UNIFORM_8BIT"])
+            try:
+                runs = [await hivemind.round("UNIFORM_8BIT") for _ in range(HUNDRED)]
+                peers.append(("UNIFORM_8BIT", runs))
+            except PeerError as error:
+                log.warning("left out: %s", error)
+    case = Case("round", f"{HUNDRED} rounds in a row, {IN_A_ROW}, int8: rounds that succeed", "share", "higher")
+    for line in together(case, ours, peers):
+        yield line
 
 
-def _siblings(rank: int, endpoints: Sequence[Endpoint], averager: Averager) -> list[Sibling]:
-    """What a directory would tell: all are alive, and as far as this one."""
-    state = averager.outer
-    if state is None:
-        return []
-    return [
-        Sibling(_name(other), endpoint, state.round, state.digest, True)
-        for other, endpoint in enumerate(endpoints)
-        if other != rank
-    ]
-
-
-def _name(rank: int) -> PeerId:
-    return PeerId(f"sibling{rank}")
+def need(size: Size) -> tuple[float, float]:
+    """Bytes that our processes take at most, with gloo's part, and hivemind's."""
+    vector = 4.0 * size.elements
+    ours = size.siblings * (PROCESS_BYTES + VECTORS * vector)
+    return ours, size.siblings * (HIVEMIND_BYTES + HIVEMIND_VECTORS * vector)

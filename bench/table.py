@@ -30,7 +30,7 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
         f"{line['value']:g} {line['unit']}",
         line["peer"] or "",
         f"{line['peer_value']:g}" if has_peer else "",
-        f"{line['ratio']:.2f}" if has_peer else "",
+        f"{line['ratio']:.2f}" if line["ratio"] is not None else "",
         f"{line['goal']}: {'met' if line['ok'] else 'missed'}" if line["goal"] else "",
         f"{line['spread']:.0%}",
     )

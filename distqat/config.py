@@ -83,6 +83,19 @@ class _RunSections(BaseModel):
                 raise ValueError(f"{setting}: no stage is called '{glob}'; there are {', '.join(names[:8])}")
         return self
 
+    @model_validator(mode="after")
+    def _overrides_have_something_to_send(self) -> Self:
+        """The last stage sends no activations, and the first one no gradients."""
+        names = [f"{self.model.name}/{index}" for index in range(self.model.stages)]
+        for override in self.wire.overrides:
+            for what, senders, silent in (("activations", names[:-1], "last"), ("gradients", names[1:], "first")):
+                said = getattr(override, what) is not None
+                if said and not any(fnmatchcase(name, override.stages) for name in senders):
+                    raise ValueError(
+                        f"wire.overrides: the {silent} stage sends no {what}, and '{override.stages}' names no other"
+                    )
+        return self
+
 
 class RunConfig(_RunSections):
     """What travels to every peer of a run."""

@@ -40,6 +40,10 @@ class UnreachableError(RpcError):
     retriable = True
 
 
+class GoneError(UnreachableError):
+    """Nobody listens at the address any more: the process that did is gone for sure, not only out of reach."""
+
+
 class DeadlineError(RpcError):
     """The answer did not come in time."""
 

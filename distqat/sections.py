@@ -15,6 +15,9 @@ from distqat.ids import Endpoint
 CodecName = Literal["none", "bf16", "fp16", "int8", "int4"]
 """What `wire.codecs` can do; a test holds the two together."""
 
+RoundCodec = Literal["auto", "none", "bf16", "int8", "int4", "int2"]
+"""How contributions of a round and their average may travel."""
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -92,11 +95,84 @@ class OptimizerSection(Section):
 class SyncSection(Section):
     """The outer rounds between siblings (DiLoCo)."""
 
-    inner_steps: int = Field(10, ge=1, description="Steps of a pipeline between two rounds after the warm-up.")
+    inner_steps: int = Field(
+        10, ge=1, description="Steps of a pipeline between two rounds of the same fragment after the warm-up."
+    )
     warmup_steps: int = Field(60, ge=0, description="First rounds, one after every step, that average plainly.")
+    ramp_rounds: int = Field(
+        0,
+        ge=0,
+        description="Rounds of each fragment after the warm-up, over which steps between and momentum grow to theirs.",
+    )
     outer_learning_rate: float = Field(0.5, gt=0, description="Outer learning rate of Nesterov momentum.")
     outer_momentum: float = Field(0.8, ge=0, lt=1, description="Outer momentum.")
+    fragments: int = Field(
+        1, ge=1, le=1024, description="Parts of a stage that synchronise in turn; layers are dealt out to them."
+    )
+    overlap: int = Field(
+        0, ge=0, description="Steps that go on while a round runs (tau of Streaming DiLoCo); 0: training waits for it."
+    )
+    merge: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the local values that is kept when an overlapped round is merged (alpha).",
+    )
+    eager: bool = Field(
+        False, description="Beside a round steps begin where its own part leads, and keep all; overlap may last longer."
+    )
+    codec: RoundCodec = Field(
+        "int8",
+        description="Codec of the rounds: none, bf16, int8, int4, int2, or auto: by measured links and `budget`.",
+    )
+    error_feedback: Literal["auto", "on", "off"] = Field(
+        "auto", description="What a lossy codec loses goes into the next round; auto: with int2 only."
+    )
+    budget: float = Field(
+        0.1, gt=0, le=1, description="Codec auto: share of the time between two rounds that the transfer may take."
+    )
+    clip: float = Field(
+        3.0, ge=0, description="Longest contribution, in medians of the group's; longer ones are scaled down. 0: any."
+    )
+    kept_rounds: int = Field(
+        4, ge=0, le=256, description="Committed averages that are kept, so that who missed them can replay them."
+    )
     max_wait: float = Field(10.0, gt=0, description="Longest wait of a round for a live sibling, in seconds.")
+
+    @property
+    def round_steps(self) -> int:
+        """Steps of a pipeline between two rounds of a stage, after the warm-up; the fragments take turns."""
+        return max(1, round(self.inner_steps / self.fragments))
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> SyncSection:
+        if self.fragments > self.inner_steps:
+            raise ValueError(
+                f"fragments ({self.fragments}) must not exceed inner_steps ({self.inner_steps}): "
+                "each is to synchronise every inner_steps steps, one round at a time"
+            )
+        most = self.round_steps if self.eager else self.round_steps - 1
+        if self.overlap > most:
+            bound = "must not exceed" if self.eager else "must be less than"
+            raise ValueError(
+                f"overlap ({self.overlap}) {bound} the steps between two rounds, inner_steps / fragments "
+                f"({self.inner_steps} / {self.fragments}, so {self.round_steps})"
+            )
+        if self.eager and not self.overlap:
+            raise ValueError(f"eager needs an overlap: 1 to {self.round_steps} steps, the most to hide a whole round")
+        if self.merge and not self.overlap:
+            raise ValueError("merge needs an overlap: without one no step is taken beside a round")
+        if self.merge and self.eager:
+            raise ValueError("merge does not go with eager, which keeps all that is learned beside a round")
+        return self
+
+    @model_validator(mode="after")
+    def _codec_fits(self) -> SyncSection:
+        if self.codec != "auto" and self.budget != SyncSection.model_fields["budget"].default:
+            raise ValueError(f"budget is for codec auto, which measures what it may send; codec is {self.codec}")
+        if self.codec == "none" and self.error_feedback == "on":
+            raise ValueError("error_feedback is on, but codec none loses nothing that could be fed back")
+        return self
 
 
 class TrainSection(Section):

@@ -32,6 +32,9 @@ WIRE = ("send", "receive")
 KINDS = (*COMPUTE, ROUND, *CODEC, *WIRE)
 """What a span may be. Waiting is what is left (`times.StepSummary.wait`)."""
 
+BESIDE = "beside"
+"""The way of a round that steps go on beside: it takes no time from them."""
+
 TRAINER = -1
 """The trainer's place, where an expert has the index of its stage. It has no device."""
 
@@ -62,7 +65,7 @@ class Span(NamedTuple):
     microbatch: int
     """Its index in the step; 0 for what concerns the whole step."""
     way: str
-    """`DOWN` or `UP` for codec and wire, else empty."""
+    """`DOWN` or `UP` for codec and wire, `BESIDE` for a round that steps go on beside, else empty."""
     bytes: int
     """Encoded bytes, as they travel."""
     raw: int
@@ -166,10 +169,11 @@ class Timeline:
         """Write down what was measured elsewhere, by the same clock. `kind` is one of `KINDS`."""
         self._ring.append((self, kind, begin, end, step, index, way, bytes, raw))
         seconds = end - begin
-        if kind == ROUND:
-            self._in_rounds += seconds
-        elif not way:
-            self._computed += seconds
+        if not way:
+            if kind == ROUND:
+                self._in_rounds += seconds
+            else:
+                self._computed += seconds
         tally = self._tallies.get(step)
         if tally is None:
             tally = self._begin(step)
@@ -230,15 +234,16 @@ class Timeline:
 
     def spans_of(self, first: int, last: int) -> list[Span]:
         """The spans of these steps that are kept, in the order of their beginning; with those that belong to no step
-        but lie between, so that it can be seen what the device did."""
+        but lie between, so that it can be seen what the device did, and rounds that the steps went on beside."""
         window = together(self.summaries(first, last))
+
+        def is_wanted(span: Span) -> bool:
+            if span.way == BESIDE:
+                return span.begin < window.end and span.end > window.begin
+            return first <= span.step <= last if span.step else window.begin <= span.begin < window.end
+
         spans = (Span(*noted[1:]) for noted in self._ring if noted[0] is self)
-        chosen = (
-            span
-            for span in spans
-            if (first <= span.step <= last if span.step else window.begin <= span.begin < window.end)
-        )
-        return sorted(chosen, key=lambda span: span.begin)
+        return sorted(filter(is_wanted, spans), key=lambda span: span.begin)
 
     def _begin(self, step: int) -> _Tally:
         if len(self._tallies) >= STEPS_UNDER_WAY:

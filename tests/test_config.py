@@ -106,6 +106,14 @@ def test_unknown_keys_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "pipeline.recompute: no stage is called 'resnet/2'; there are resnet/0, resnet/1",
         ),
         ("wire.overrides=[{stages: gpt/*, gradients: int8}]", "wire.overrides: no stage is called 'gpt/*'"),
+        (
+            "wire.overrides=[{stages: '*/1', activations: int8, gradients: int8}]",
+            "wire.overrides: the last stage sends no activations, and '*/1' names no other",
+        ),
+        (
+            "wire.overrides=[{stages: resnet/0, gradients: int8}]",
+            "wire.overrides: the first stage sends no gradients, and 'resnet/0' names no other",
+        ),
         ("wire.overrides=[{stages: '*'}]", "wire.overrides.0: names a codec neither of activations nor of gradients"),
         ("daemon.listen=nowhere", "daemon: listen: 'nowhere' is not an address"),
         ("daemon.device=tpu", "daemon.device"),
@@ -254,3 +262,29 @@ def test_every_config_fits_its_model_to_its_data(name: str) -> None:
     assert len(build.stage_names(run, source.shape)) == run.model.stages
     assert run.data.batch % run.data.microbatches == 0
     assert len(source.train) > run.data.batch
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["overlap=10"], "sync: overlap (10) must be less than the steps between two rounds, inner_steps / fragments"),
+        (["fragments=4", "overlap=2"], "(10 / 4, so 2)"),
+        (["fragments=11"], "sync: fragments (11) must not exceed inner_steps (10)"),
+        (["eager=true"], "sync: eager needs an overlap: 1 to 10 steps"),
+        (["eager=true", "overlap=11"], "sync: overlap (11) must not exceed the steps between two rounds"),
+        (["eager=true", "overlap=2", "merge=0.5"], "sync: merge does not go with eager"),
+        (["merge=0.5"], "sync: merge needs an overlap"),
+        (["budget=0.2"], "sync: budget is for codec auto, which measures what it may send; codec is int8"),
+        (["codec=none", "error_feedback=on"], "sync: error_feedback is on, but codec none loses nothing"),
+        (["codec=fp8"], "sync.codec: Input should be 'auto', 'none', 'bf16', 'int8', 'int4' or 'int2'"),
+    ],
+)
+def test_rounds_that_could_not_be(settings: list[str], words: str) -> None:
+    assert words in refusal(None, *(f"sync.{setting}" for setting in settings))
+
+
+def test_rounds_that_can_be() -> None:
+    config.load(None, ["sync.fragments=5", "sync.overlap=1", "sync.merge=0.5"])
+    config.load(None, ["sync.eager=true", "sync.overlap=10"])
+    config.load(None, ["sync.codec=auto", "sync.budget=0.2"])
+    config.load(None, ["sync.fragments=10"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distqat.telemetry import Telemetry
-from distqat.timeline import CODEC, KEPT_TIMELINES, ROUND, TRAINER, WIRE, Span, Timeline, Timelines
+from distqat.timeline import BESIDE, CODEC, KEPT_TIMELINES, ROUND, TRAINER, WIRE, Span, Timeline, Timelines
 from distqat.times import DOWN, UP, LinkState, Sent, StepSummary, together
 
 
@@ -139,6 +139,21 @@ def test_rounds_and_evaluations_are_no_waiting() -> None:
     assert (summary.round, summary.compute, summary.wait) == (4.0, 3.0, 0.0)
     # They belong to no step, but are seen with the one in whose time they fall.
     assert [span.kind for span in timeline.spans_of(2, 2)] == [ROUND, "forward", "commit"]
+    assert timeline.spans_of(1, 1) == []
+
+
+def test_a_round_beside_steps_takes_no_time_from_them_and_is_seen_with_all_of_them() -> None:
+    timeline, clock, _ = make()
+    timeline.committed(1)
+    began = clock.now
+    for step in (2, 3):
+        spend(timeline, clock, "forward", 3.0, step=step)
+        clock.now += 1.0
+        summary = timeline.committed(step)
+        assert (summary.compute, summary.round, summary.wait) == (3.0, 0.0, 1.0)
+    timeline.add(ROUND, began + 1.0, clock.now - 0.5, way=BESIDE)
+    for step in (2, 3):
+        assert [(span.kind, span.way) for span in timeline.spans_of(step, step) if span.step == 0] == [(ROUND, BESIDE)]
     assert timeline.spans_of(1, 1) == []
 
 

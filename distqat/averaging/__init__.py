@@ -1,6 +1,8 @@
 """Flow B: a pseudo-gradient through an outer round. Its files in the order in which data meets them:
 
     group       the words of a round: who joins, the group, the vote, the verdict         pure
+    phases      how each round is taken: plainly or by DiLoCo, which fragments, when      pure
+    merging     how a round that steps go on beside meets the local values                pure
     outer       local parameters to a pseudo-gradient, an average to the next anchor      pure
     waits       how long each part of a round may take; all derived from `sync.max_wait`  pure
     rendezvous  which sibling leads a round                                               pure
@@ -19,11 +21,11 @@
     attempt     what the streams of one attempt share at one member
     owner       adds the contributions to its slice, chunk by chunk
     exchange    two shots: slices to their owners, averaged slices back
-    catchup     committed state from a donor to a sibling that lacks it
+    kept        committed averages, kept for siblings that missed their rounds            pure
+    state/      committed state on its way: manifest, chunks, donors
+    catchup     what a sibling that is behind, or new, comes to
     committed   the outer state and the receipts
     pursuit     the way to one committed round: attempt after attempt
     averager    the object that the expert role owns
     service     the side that answers
-
-Fragments are not cut yet: the whole stage is fragment 0. Chunks travel with codec `none`.
 """

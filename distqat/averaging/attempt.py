@@ -4,52 +4,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 
 import torch
 
 from distqat.averaging import messages
+from distqat.averaging.blame import AttemptError as AttemptError
 from distqat.averaging.context import LOOK_INTERVAL, Context
+from distqat.averaging.contribution import Contribution
 from distqat.averaging.group import Group, Member
 from distqat.averaging.messages import SliceHeader
-from distqat.errors import DistqatError, MessageError, RoundError, StaleError
+from distqat.averaging.outer import OuterState
+from distqat.errors import MessageError
 from distqat.ids import PeerId, short
 from distqat.rpc.transport import Stream
 from distqat.wire import codecs
-from distqat.wire.frames import Chunk
+from distqat.wire.codecs.codec import Codec
+from distqat.wire.frames import Chunk, aligned
 
 Work = Callable[[], Awaitable[None]]
 
-CODEC = "none"
-CHUNK_ELEMENTS = (1 << 20) // torch.float32.itemsize
-"""Of a slice; sending one, adding the next and returning the one before go on at the same time."""
-
-
-class AttemptError(RoundError):
-    """An attempt failed; `lost` is the member to blame, if there is one."""
-
-    def __init__(self, reason: str, lost: PeerId | None = None) -> None:
-        super().__init__(reason)
-        self.lost = lost
+CHUNK_BYTES = 1 << 20
+"""Encoded; sending a chunk of a slice, adding the next and returning the one before go on at the same time."""
 
 
 class Attempt:
     """What all streams of an attempt share at one member.
 
-    `contribution` [num_elements] is None for a member without samples; `average` [num_elements] fills as chunks come.
+    `payload` is the whole average, encoded; it fills as chunks come. A member without samples has no contribution.
     """
 
-    def __init__(self, context: Context, group: Group, contribution: torch.Tensor | None) -> None:
+    def __init__(self, context: Context, group: Group, contribution: Contribution | None, state: OuterState) -> None:
         mine = group.find(context.me)
         if mine is None:
             raise MessageError(f"a group without {short(context.me)}")
         self.context = context
         self.group = group
         self.mine = mine
-        self.contribution = contribution
-        self.average = torch.empty(context.num_elements)
+        # Of one that is not taken this time, its owner counts no samples.
+        self.contribution = contribution if mine.samples else None
+        self.state = state
+        self.codec = codecs.find(group.codec)
+        self.elements = group.members[-1].end
+        self.payload = aligned(self.codec.size(self.elements, torch.float32))
         self.bytes = 0  # Sent and received so far.
-        self.codec = codecs.find(CODEC)
         self.failure: AttemptError | None = None  # The first thing that went wrong; ends everything.
         self._changed = asyncio.Event()  # Set whenever a waiter should look again.
 
@@ -116,37 +114,69 @@ class Attempt:
         while True:
             await self.until_changed()
 
-    async def send(self, stream: Stream, chunk: Chunk, payload: memoryview) -> None:
-        """One chunk of a slice."""
-        frame = messages.frame(SliceHeader(self.group.attempt, self.mine.peer, CODEC, chunk), payload)
-        await stream.send(frame)
+    def ranges(self, owner: Member) -> Iterator[tuple[int, int]]:
+        """Begin and end of the chunks of the owner's slice, among all elements; about equally long."""
+        block = self.codec.block
+        number = -(-owner.elements // chunk_elements(self.codec))
+        size = max(1, -(-owner.elements // (max(1, number) * block))) * block
+        for begin in range(owner.begin, owner.end, size):
+            yield begin, min(begin + size, owner.end)
+
+    def frame(self, chunk: Chunk, payload: Sequence[memoryview]) -> bytes:
+        """One chunk of a slice from this member."""
+        return messages.frame(SliceHeader(self.group.attempt, self.mine.peer, self.group.codec, chunk), *payload)
+
+    async def send(self, stream: Stream, frame: bytes) -> None:
+        """Send a frame; its end may still be leaving when this returns."""
+        await stream.send(frame, more=True)
         self.bytes += len(frame)
 
     def chunk(self, owner: Member, begin: int) -> Chunk:
-        """Where the chunk that begins at that element of the owner's slice lies among its encoded bytes."""
+        """Where the chunk that begins at that element lies among the encoded bytes of the owner's slice."""
         size = self.codec.size
-        return Chunk(size(begin, torch.float32), size(owner.elements, torch.float32))
+        return Chunk(size(begin - owner.begin, torch.float32), size(owner.elements, torch.float32))
 
-    def decode(self, frame: bytes | None, sender: Member, chunk: Chunk, elements: int) -> torch.Tensor:
-        """The elements of a frame, which must be that chunk from that member. Raises MessageError."""
+    def unframe(self, frame: bytes | None, sender: Member, owner: Member, bounds: tuple[int, int]) -> memoryview:
+        """The payload of a frame, which must be that chunk of the owner's slice. Raises MessageError."""
         if frame is None:
+            chunk = self.chunk(owner, bounds[0])
             raise MessageError(f"the stream ended before chunk {chunk.offset} of {chunk.total}")
         header, payload = messages.unframe(SliceHeader, frame)
-        self.expect(header, sender, chunk)
-        self.bytes += len(frame)
-        return self.codec.decode(payload, torch.float32, (elements,))
+        self.expect(header, payload, sender, owner, bounds)
+        return payload
 
-    def expect(self, header: SliceHeader, sender: Member, chunk: Chunk) -> None:
+    def expect(
+        self, header: SliceHeader, payload: memoryview, sender: Member, owner: Member, bounds: tuple[int, int]
+    ) -> None:
+        """Raise MessageError unless this is that chunk of the owner's slice, from that member and of the right size."""
+        begin, end = bounds
+        self.expect_header(header, sender, self.chunk(owner, begin))
+        size = self.codec.size(end - begin, torch.float32)
+        if len(payload) != size:
+            raise MessageError(f"a chunk of {len(payload)} bytes where {size} were expected")
+        self.bytes += len(payload)
+
+    def store(self, part: memoryview, bounds: tuple[int, int]) -> None:
+        """Put an averaged chunk where it belongs. Raises MessageError when it is not finite."""
+        offset = 0
+        for place in self.codec.cut(self.payload, self.elements, *bounds):
+            place[:] = part[offset : offset + len(place)]
+            offset += len(place)
+        if not self.codec.is_sound(self.payload, self.elements, *bounds):
+            raise MessageError("an average that holds NaN or infinity")
+
+    def expect_header(self, header: SliceHeader, sender: Member, chunk: Chunk) -> None:
         """Raise MessageError unless the header is that of this chunk from that member."""
-        expected = SliceHeader(self.group.attempt, sender.peer, CODEC, chunk)
+        expected = SliceHeader(self.group.attempt, sender.peer, self.group.codec, chunk)
         if header != expected:
             raise MessageError(f"expected {expected}, got {header}")
 
 
-def ranges(elements: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of the chunks of a slice."""
-    for begin in range(0, elements, CHUNK_ELEMENTS):
-        yield begin, min(begin + CHUNK_ELEMENTS, elements)
+def chunk_elements(codec: Codec) -> int:
+    """Elements that a chunk has at most: whole blocks of the codec, about CHUNK_BYTES of its bytes."""
+    many = 1 << 16
+    blocks = CHUNK_BYTES * many // (codec.size(many, torch.float32) * codec.block)
+    return max(1, blocks) * codec.block
 
 
 @asynccontextmanager
@@ -157,16 +187,3 @@ async def limit(seconds: float, what: str, lost: PeerId) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise AttemptError(f"{what} for {seconds:g} s", lost) from None
-
-
-@contextmanager
-def blaming(member: Member) -> Iterator[None]:
-    """Turn what goes wrong with a member into an AttemptError that blames it, unless it only passes on a failure."""
-    try:
-        yield
-    except AttemptError:
-        raise
-    except (RoundError, StaleError) as error:
-        raise AttemptError(error.reason) from None
-    except DistqatError as error:
-        raise AttemptError(f"{short(member.peer)}: {error.reason}", member.peer) from None

@@ -7,25 +7,46 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 
-from distqat.averaging import catchup, outer
+from distqat.averaging import calls, catchup, terms
 from distqat.averaging.committed import Committed, Receipt
 from distqat.averaging.context import Context, Sibling
+from distqat.averaging.contribution import Contribution
 from distqat.averaging.effort import Effort
-from distqat.averaging.lobby import Lobby
+from distqat.averaging.group import Contact, Join, Rates
 from distqat.averaging.outer import OuterState
+from distqat.averaging.phases import Phase
 from distqat.averaging.pursuit import Pursuit
+from distqat.averaging.state.donor import Donor
 from distqat.errors import DistqatError, RoundError, StateError, TensorError
-from distqat.ids import PeerId, short
+from distqat.ids import short
 from distqat.telemetry import Reason
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of one call of `synchronise`."""
+
+    before: OuterState
+    """To which the local values belonged."""
+    state: OuterState
+    """That is committed now."""
+    how: Phase
+    """Of the round that the local values were for."""
+    receipt: Receipt | None
+    """Of that round; None when there was none (nobody had trained), or when this sibling has caught up instead."""
+    is_replayed: bool = False
+    """Whether it has caught up by replaying the rounds it missed: local progress may be carried over then."""
 
 
 class Averager:
@@ -34,10 +55,10 @@ class Averager:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.reason = Reason(log, "waiting: no committed state yet")
-        self.lobby = Lobby(context)
-        self.committed = Committed(context, self.lobby)
-        self.pursuit = Pursuit(context, self.lobby, self.committed, self.reason)
-        self._effort: Effort | None = None  # The call of `synchronise` under way.
+        self.committed = Committed(context)
+        self.pursuit = Pursuit(context, self.committed, self.reason)
+        self.donor = Donor(context, self.committed)
+        self._is_busy = False  # A call of `synchronise` is under way.
         self._given: OuterState | None = None  # What the owner was last given; its local values begin there.
 
     def __repr__(self) -> str:
@@ -51,12 +72,19 @@ class Averager:
         try:
             yield averager
         finally:
-            averager.lobby.send_away(f"{short(context.me)} leaves stage {context.stage}")
+            averager.pursuit.stop(f"{short(context.me)} leaves stage {context.stage}")
+            averager.donor.close()
+            await averager.say_farewell()
 
     @property
     def outer(self) -> OuterState | None:
         """What is committed; None until founded or caught up."""
         return self.committed.outer
+
+    @property
+    def phase(self) -> Phase | None:
+        """How the next round is taken; None while nothing is committed."""
+        return self.context.phase(self.outer.round) if self.outer is not None else None
 
     @property
     def receipts(self) -> deque[Receipt]:
@@ -66,44 +94,36 @@ class Averager:
     @property
     def invited(self) -> bool:
         """Whether a sibling waits for this one: synchronise at the next step boundary, or now if idle."""
-        return self.outer is not None and self.lobby.invited.is_set()
+        return self.outer is not None and self.pursuit.invited.is_set()
 
     async def wait_invited(self) -> None:
         """Until a sibling waits for this one."""
-        await self.lobby.invited.wait()
+        await self.pursuit.invited.wait()
 
     def is_due(self, steps: int) -> bool:
         """Whether to synchronise after so many steps since the round before: they are done, or it is invited."""
-        if self.outer is None:
-            return False
-        return self.invited or steps >= outer.steps_between(self.outer.round, self.context.sync)
+        how = self.phase
+        return how is not None and (self.invited or steps >= how.steps)
 
     async def found(self, local: torch.Tensor) -> OuterState:
-        """Begin from fresh numbers [num_elements]; only for a run that has never committed a round."""
-        self._check(local)
-        state = await self.context.work(lambda: OuterState.founding(local, self.context.num_parameters))
+        """Begin from fresh numbers of all fragments; only for a run that has never committed a round."""
+        self._check(local, self.context.num_elements)
+        state = await self.context.work(lambda: OuterState.founding(local, self.context.shapes))
         return self._adopt(state)
 
     async def catch_up(self, donors: Sequence[Sibling]) -> OuterState:
         """Take the committed state of a donor; the most advanced is asked first. Raises StateError."""
-        if self._effort is not None:
+        if self._is_busy:
             raise RoundError("a round is under way, which catches up by itself")
-        able = [donor for donor in donors if donor.ready]
-        holders = Counter((donor.round, donor.digest) for donor in able)
-        reasons = []
-        for donor in sorted(able, key=lambda donor: (-donor.round, -holders[donor.round, donor.digest], donor.peer)):
-            self.reason.set(f"catching up with stage {self.context.stage} from {short(donor.peer)}")
-            try:
-                state = await catchup.fetch(self.context, donor.peer, donor.endpoint)
-            except DistqatError as error:
-                reasons.append(f"{short(donor.peer)}: {error.reason}")
-            else:
-                return self._adopt(state)
-        self.reason.set(f"waiting: no donor of stage {self.context.stage} ({'; '.join(reasons) or 'none is known'})")
-        raise StateError(self.reason.text)
+        self.reason.set(f"catching up with stage {self.context.stage}")
+        try:
+            return self._adopt(await catchup.fetch(self.context, donors))
+        except StateError as error:
+            self.reason.set(f"waiting: {error.reason}")
+            raise
 
-    async def synchronise(self, local: torch.Tensor, samples: int) -> torch.Tensor:
-        """Commit one outer round with these local values [num_elements]; the new ones, which must not be changed.
+    async def synchronise(self, local: torch.Tensor, samples: int) -> Outcome:
+        """Commit one outer round with these local values of the fragments of `phase`, one behind the other.
 
         `samples` is what they stand for since the round before; with zero this sibling only receives. A sibling that
         turns out to have missed a round takes the committed state instead, and its progress since is lost. When nobody
@@ -111,39 +131,84 @@ class Averager:
         RoundError after a bounded time; then nothing has changed, and the progress grows into the next round. Raises
         TensorError for a vector that does not fit.
         """
-        before = self.pursuit.outer
-        if self._effort is not None:
+        before, receipt = self.pursuit.outer, self._last_receipt()
+        if self._is_busy:
             raise RoundError("a round is under way already")
-        self._check(local)
+        how = self.context.phase(before.round)
+        self._check(local, self.context.elements(how))
         if self._given is not before:
             # A call that was cancelled has moved the anchor: what was learned from the one before cannot be told apart.
             samples = 0
-        effort = self._effort = Effort(local, samples, asyncio.get_running_loop().time(), self.context.on_lost)
+        self._is_busy = True
+        effort = Effort(None, asyncio.get_running_loop().time())
         try:
-            await self._pursue(effort)
+            join = await self._contribute(effort, before, local, samples)
+            await self._pursue(effort, join)
         except RoundError as error:
             if self.pursuit.outer is before:
                 raise
             log.warning("%s; the state that was caught up with counts", error)
         finally:
-            self._effort = None
-            if self.pursuit.outer.round == before.round:
-                self.lobby.give_up(f"{short(self.context.me)} gave up round {before.round}")
+            self._is_busy = False
             self._settle()
-        return self._give(self.pursuit.outer).anchor
+        own = self._last_receipt()
+        state = self._give(self.pursuit.outer)
+        return Outcome(before, state, how, own if own is not receipt else None, effort.is_replayed)
 
-    def heard_from(self, peer: PeerId) -> None:
-        """A sibling has called: it is not lost, whatever it looked like."""
-        if self._effort is not None:
-            self._effort.heard_from(peer)
+    async def say_farewell(self) -> None:
+        """Tell the siblings, as far as they can be reached, that they need not wait for this one."""
+        if self.outer is None:
+            return
+        async with asyncio.TaskGroup() as group:
+            for sibling in self.context.ready().values():
+                group.create_task(self._part(Contact(sibling.peer, sibling.endpoint)))
 
-    async def _pursue(self, effort: Effort) -> None:
+    async def _part(self, sibling: Contact) -> None:
+        try:
+            async with asyncio.timeout(calls.LEAVE_SECONDS):
+                await calls.leave(self.context, sibling)
+        except (TimeoutError, DistqatError) as error:
+            log.debug("%s does not hear that this one leaves: %s", short(sibling.peer), error)
+
+    async def _contribute(self, effort: Effort, state: OuterState, local: torch.Tensor, samples: int) -> Join:
+        """Work out what this sibling contributes, and what it says of it. What is not finite it keeps to itself."""
+        context, how = self.context, self.context.phase(state.round)
+        elements = context.elements(how)
+        codec = terms.wanted(context.sync, elements, context.transport.uplink(), self._seconds_between)
+        expected = codec if context.ready() else terms.ALONE
+        if samples:
+            work = partial(Contribution.of, state, local, how, self.committed.feedback, expected)
+            try:
+                effort.contribution = await context.work(work)
+            except TensorError as error:
+                log.warning("%s is taken without a contribution: %s", context.round(state.round), error)
+                context.on_refused(context.me, error.reason)
+        contribution = effort.contribution
+        return Join(
+            round=context.round(state.round),
+            peer=context.me,
+            endpoint=context.endpoint,
+            samples=samples if contribution is not None else 0,
+            digest=state.digest,
+            elements=elements,
+            norm=contribution.norm if contribution is not None else 0.0,
+            rates=Rates(context.transport.uplink(), context.transport.downlink()),
+            codec=codec,
+        )
+
+    @property
+    def _seconds_between(self) -> float:
+        """From the round before to this one; 0 if there was none."""
+        since = self.committed.since
+        return asyncio.get_running_loop().time() - since if since else 0.0
+
+    async def _pursue(self, effort: Effort, join: Join) -> None:
         seconds = self.context.waits.total
         try:
             async with asyncio.timeout(seconds):
-                await self.pursuit.pursue(effort)
+                await self.pursuit.pursue(effort, join)
         except TimeoutError:
-            raise RoundError(f"{self.pursuit.round} was given up after {seconds:g} s; last: {self.reason}") from None
+            raise RoundError(f"{join.round} was given up after {seconds:g} s; last: {self.reason}") from None
 
     def _adopt(self, state: OuterState) -> OuterState:
         self.committed.adopt(state)
@@ -158,8 +223,11 @@ class Averager:
         state = self.pursuit.outer
         self.reason.set(f"stage {self.context.stage}: {state.round} rounds committed", logging.DEBUG)
 
-    def _check(self, local: torch.Tensor) -> None:
-        expected = (self.context.num_elements,)
+    def _last_receipt(self) -> Receipt | None:
+        return self.receipts[-1] if self.receipts else None
+
+    def _check(self, local: torch.Tensor, elements: int) -> None:
+        expected = (elements,)
         if tuple(local.shape) != expected or local.dtype != torch.float32 or local.device.type != "cpu":
             raise TensorError(
                 f"local values must be float32 {expected} on the CPU, "

@@ -1,81 +1,178 @@
-"""Committed state from a donor to a sibling that lacks it: a manifest, then anchor and momentum in chunks.
+"""Committed state for a sibling that lacks it: by the averages of the rounds that it missed, or as a snapshot.
 
-The donor streams a state that never changes, so nothing is locked while rounds go on.
+A sibling that missed a few rounds asks for their averages, which are small, and comes to the same state as the others,
+to the bit. One that missed more, or is new, pulls the whole: chunks of one state from all donors that hold it, at once.
+Whatever it holds already is not sent: chunks from before a transfer broke, or of fragments that no round has touched.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from distqat.averaging import messages
-from distqat.averaging.context import Context
-from distqat.averaging.messages import Fetch, Manifest, StateHeader
+from distqat.averaging.context import Context, Sibling
+from distqat.averaging.group import Stale
+from distqat.averaging.kept import Kept
 from distqat.averaging.outer import OuterState
-from distqat.errors import DeadlineError, MessageError, StateError
-from distqat.ids import Endpoint, PeerId, short
-from distqat.rpc.transport import Stream
-from distqat.wire import frames, tensors
-from distqat.wire.frames import Assembler
+from distqat.averaging.state import messages
+from distqat.averaging.state.hoard import Hoard
+from distqat.averaging.state.messages import Describe
+from distqat.averaging.state.pull import Pull, Pulled
+from distqat.averaging.state.replay import Replay
+from distqat.averaging.state.snapshot import Manifest
+from distqat.errors import DistqatError, StateError
+from distqat.ids import PeerId, short
+from distqat.rpc.transport import Deadline
 
-ANCHOR = "anchor"
-MOMENTUM = "momentum"
-BYTES_PER_ELEMENT = 4
+log = logging.getLogger(__name__)
 
+MOST_DONORS = 8
+"""Donors that are asked at the same time; the most advanced ones."""
 
-async def fetch(context: Context, donor: PeerId, endpoint: Endpoint) -> OuterState:
-    """The donor's committed state. Raises StateError when it is not what it says, or another DistqatError."""
-    async with context.transport.stream(endpoint, messages.FETCH) as stream:
-        await stream.send(messages.encode(Fetch(context.run, context.stage)))
-        await stream.finish()
-        manifest, payload = await _receive(context, donor, stream)
-    state = await context.work(lambda: _decode(manifest, payload))
-    if state.digest != manifest.digest:
-        raise StateError(f"the state from {short(donor)} does not match its digest")
-    return state
+MOST_MOVES = 3
+"""Times in a row that a donor may have gone on to another state before it has given anything."""
 
 
-async def donate(state: OuterState, stream: Stream, patience: float) -> None:
-    """Stream the state; the request has been read. Raises DeadlineError when a chunk is not taken in time."""
-    headers, payload = tensors.encode({ANCHOR: state.anchor, MOMENTUM: state.momentum})
-    manifest: Manifest | None = Manifest(state.round, state.digest, tuple(headers))
-    for chunk, parts in frames.chunks(payload):
-        frame = messages.frame(StateHeader(manifest, chunk), *parts)
+@dataclass(frozen=True, eq=False)
+class Caught:
+    """What a sibling that was behind holds now."""
+
+    state: OuterState
+    is_replayed: bool
+    """Whether it came by the averages of the rounds that were missed: local progress may be carried over then."""
+    rounds: tuple[Kept, ...] = ()
+    """Those averages; empty after a snapshot."""
+
+
+async def advance(context: Context, state: OuterState, stale: Stale) -> Caught:
+    """From this state to what `stale` offers, or beyond. Raises StateError when no donor could give it."""
+    donor = Sibling(stale.donor, stale.endpoint, stale.round, stale.digest, True)
+    others = [sibling for sibling in context.ready().values() if sibling.peer != stale.donor]
+    donors = [donor, *sorted(others, key=lambda other: (-other.round, other.peer))][:MOST_DONORS]
+    if state.round < stale.round <= state.round + context.sync.kept_rounds:
+        replay = Replay(context, state)
+        if await _replay(replay, donors, stale):
+            return Caught(replay.state, True, tuple(replay.rounds))
+    return Caught(await _Search(context, donors, stale.round, state).run(), False)
+
+
+async def fetch(context: Context, donors: Sequence[Sibling]) -> OuterState:
+    """The committed state of the most advanced donors. Raises StateError that says what is wrong with each."""
+    return await _Search(context, [donor for donor in donors if donor.ready], 0, None).run()
+
+
+async def _replay(replay: Replay, donors: Sequence[Sibling], stale: Stale) -> bool:
+    """Whether the replay has come to what is offered; each donor goes on where the one before broke off."""
+    for donor in donors:
         try:
-            async with asyncio.timeout(patience):
-                await stream.send(frame)
+            await replay.take(donor)
+        except DistqatError as error:
+            log.debug("no rounds from %s: %s", short(donor.peer), error)
+        if replay.state.round >= stale.round:
+            break
+    digests = {kept.round + 1: kept.digest for kept in replay.rounds}
+    if digests.get(stale.round) == stale.digest:
+        log.info("replayed %d rounds up to round %d", len(replay.rounds), replay.state.round)
+        return True
+    return False
+
+
+class _Search:
+    """The way to a whole state: manifests, the chunks of one of them, and again with what donors hold by then."""
+
+    def __init__(self, context: Context, donors: Sequence[Sibling], least: int, own: OuterState | None) -> None:
+        self.context = context
+        self.least = least
+        self.hoard = Hoard(context, own)
+        self._donors = {donor.peer: donor for donor in donors}  # That may be asked.
+        self._faults: dict[PeerId, str] = {}  # Why the others may not.
+        self._moves: Counter[PeerId] = Counter()  # Since a donor has given something.
+
+    async def run(self) -> OuterState:
+        """Raises StateError when no donor is left, or after `waits.total`."""
+        seconds = self.context.waits.total
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    state = await self._try()
+                    if state is not None:
+                        return state
         except TimeoutError:
-            raise DeadlineError(f"the newcomer took nothing for {patience:g} s") from None
-        manifest = None
+            raise StateError(f"the state of stage {self.context.stage} was not here after {seconds:g} s") from None
 
+    async def _try(self) -> OuterState | None:
+        """One manifest; None if it came to nothing, but another one may."""
+        if not self._donors:
+            raise StateError(self._why())
+        found = await self._ask()
+        if not found:
+            return None
+        manifest, holders = self._choose(found)
+        await self.hoard.aim(manifest)
+        if self.hoard.missing:
+            self._judge(await Pull(self.context, self.hoard).run(holders))
+        if self.hoard.missing:
+            return None
+        try:
+            return await self.hoard.build()
+        except StateError as error:
+            for holder in holders:
+                self._give_up(holder.peer, error.reason)
+            return None
 
-def _decode(manifest: Manifest, payload: memoryview) -> OuterState:
-    parts = tensors.decode(manifest.tensors, payload)
-    return OuterState.of(parts[ANCHOR], parts[MOMENTUM], manifest.round)
+    async def _ask(self) -> dict[PeerId, Manifest]:
+        """What the most advanced donors hold; who does not answer is given up."""
+        chosen = sorted(self._donors.values(), key=lambda donor: (-donor.round, donor.peer))[:MOST_DONORS]
+        found: dict[PeerId, Manifest] = {}
 
+        async def ask(donor: Sibling) -> None:
+            try:
+                found[donor.peer] = await self._describe(donor)
+            except DistqatError as error:
+                self._give_up(donor.peer, error.reason)
 
-async def _receive(context: Context, donor: PeerId, stream: Stream) -> tuple[Manifest, memoryview]:
-    expected = {ANCHOR: ((context.num_elements,), "float32"), MOMENTUM: ((context.num_parameters,), "float32")}
-    assembler = Assembler(BYTES_PER_ELEMENT * (context.num_elements + context.num_parameters))
-    manifest: Manifest | None = None
-    while True:
-        header, data = messages.unframe(StateHeader, await _next(context, donor, stream))
-        if manifest is None:
-            manifest = header.manifest
-            found = {} if manifest is None else {part.name: (part.shape, part.dtype) for part in manifest.tensors}
-            if found != expected:
-                raise MessageError(f"the state from {short(donor)} is not that of this stage: it holds {found}")
-        payload = assembler.add(header.chunk, data)
-        if payload is not None:
-            assert manifest is not None
-            return manifest, payload
+        async with asyncio.TaskGroup() as group:
+            for donor in chosen:
+                group.create_task(ask(donor), name=f"manifest from {donor.peer}")
+        return found
 
+    async def _describe(self, donor: Sibling) -> Manifest:
+        """What the donor holds, after a look at whether it can be the state of this stage."""
+        context = self.context
+        request = messages.encode(Describe(context.run, context.stage, self.least))
+        deadline = Deadline.after(context.waits.answer)
+        answer = await context.transport.call(donor.endpoint, messages.DESCRIBE, request, deadline)
+        manifest = messages.decode(Manifest, answer)
+        manifest.check(context.shapes)
+        return manifest
 
-async def _next(context: Context, donor: PeerId, stream: Stream) -> bytes:
-    try:
-        async with asyncio.timeout(context.waits.progress):
-            frame = await stream.receive()
-    except TimeoutError:
-        raise DeadlineError(f"no state from {short(donor)} for {context.waits.progress:g} s") from None
-    if frame is None:
-        raise StateError(f"the state from {short(donor)} ended before it was whole")
-    return frame
+    def _choose(self, found: dict[PeerId, Manifest]) -> tuple[Manifest, list[Sibling]]:
+        """The most advanced state, then the one that most hold, and who holds it."""
+        votes = Counter(found.values())
+        best = max(votes, key=lambda manifest: (manifest.round, votes[manifest], manifest.digest))
+        return best, [self._donors[peer] for peer, manifest in found.items() if manifest == best]
+
+    def _judge(self, pulled: Pulled) -> None:
+        """Who may be asked again: each time there has to be less to do."""
+        for peer in pulled.given:
+            del self._moves[peer]
+        self._moves.update(pulled.moved.keys() - pulled.given.keys())
+        for peer, reason in pulled.moved.items():
+            if self._moves[peer] >= MOST_MOVES:
+                self._give_up(peer, reason)
+        for peer, reason in pulled.lost.items():
+            if peer not in pulled.given:
+                self._give_up(peer, reason)
+        for peer, reason in pulled.refused.items():
+            self._give_up(peer, reason)
+
+    def _give_up(self, peer: PeerId, reason: str) -> None:
+        self._donors.pop(peer, None)
+        self._faults[peer] = reason
+
+    def _why(self) -> str:
+        faults = "; ".join(f"{short(peer)}: {reason}" for peer, reason in self._faults.items())
+        return f"no donor of stage {self.context.stage} ({faults or 'none is known'})"

@@ -1,14 +1,17 @@
-"""What a sibling has committed: outer state and receipts of its rounds. It changes only here, and only as a whole."""
+"""What is committed: the outer state, the receipts of the rounds, and their averages for siblings that missed them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distqat.averaging.context import Context
-from distqat.averaging.group import Stale
-from distqat.averaging.lobby import Lobby
-from distqat.averaging.messages import JoinReply
+from distqat.averaging.contribution import Average
+from distqat.averaging.feedback import Feedback
+from distqat.averaging.group import Group
+from distqat.averaging.kept import Kept, Shelf
 from distqat.averaging.outer import OuterState
 from distqat.ids import PeerId
 
@@ -31,31 +34,70 @@ class Receipt:
     digest: str
     """Of the anchor and momentum that it ended with."""
     lost: tuple[PeerId, ...]
-    """Siblings that were lost on the way."""
+    """Siblings that were lost on the way, and are not in it."""
+    fragments: tuple[int, ...] = (0,)
+    """Those that synchronised."""
+    codec: str = "none"
+    """Of the contributions and of their average."""
+    bits: float = 0.0
+    """Sent and received by this sibling, for each parameter and inner step since the fragment's last round."""
+    clipped: tuple[PeerId, ...] = ()
+    """Contributors that were scaled down."""
+    refused: tuple[tuple[PeerId, str], ...] = ()
+    """Contributions that were refused, and why."""
 
 
 class Committed:
     """The outer state, which every way of moving on replaces by another."""
 
-    def __init__(self, context: Context, lobby: Lobby) -> None:
+    def __init__(self, context: Context) -> None:
         self.context = context
-        self.lobby = lobby
         self.outer: OuterState | None = None  # None until founded or caught up.
+        self.since = 0.0  # When it was committed; 0 before it was.
         self.receipts: deque[Receipt] = deque(maxlen=KEPT_RECEIPTS)  # Of the rounds committed here, oldest first.
+        # Averages of the latest rounds, for who missed them; longer than the state they would be of no use.
+        self.kept = Shelf(context.sync.kept_rounds, context.state_bytes)
+        self.feedback = Feedback(context.sync.error_feedback)
+        self.on_moved: Callable[[OuterState], None] = lambda state: None  # Told of every other state.
 
     def commit(self, state: OuterState, receipt: Receipt) -> None:
         """A round is committed."""
         self.receipts.append(receipt)
-        self.adopt(state)
+        self._move(state)
 
     def adopt(self, state: OuterState) -> None:
-        """Take the state, and tell those who wait here and are behind it."""
-        self.outer = state
-        self.lobby.advance(state.round)
-        for join in self.lobby.form.joins:
-            if join.round.number < state.round:
-                self.lobby.answer(join.peer, JoinReply(stale=self.offer(state)))
+        """Take a state that others have committed."""
+        self.feedback.clear()
+        self._move(state)
 
-    def offer(self, state: OuterState) -> Stale:
-        """This sibling as a donor of the state."""
-        return Stale(self.context.me, self.context.endpoint, state.round, state.digest)
+    def keep(self, rounds: Sequence[Kept]) -> None:
+        """Averages that lead to the state, the latest last."""
+        for kept in rounds:
+            self.kept.append(kept)
+
+    def receipt(self, group: Group, digest: str, average: Average | None, seconds: float) -> Receipt:
+        """Of the round that comes next, committed by this group; `average` as far as it was exchanged here."""
+        assert self.outer is not None
+        number = self.outer.round
+        how = self.context.phase(number)
+        num_bytes = average.bytes if average is not None else 0
+        parameters = sum(self.context.shapes[index].num_parameters for index in how.fragments)
+        turns = 1 if how.is_plain else self.context.sync.fragments
+        return Receipt(
+            round=number,
+            contributors=tuple(member.peer for member in group.contributors),
+            samples=group.samples,
+            bytes=num_bytes,
+            seconds=seconds,
+            digest=digest,
+            lost=(),
+            fragments=how.fragments,
+            codec=group.codec,
+            bits=8 * num_bytes / max(1, parameters * how.steps * turns),
+            clipped=tuple(member.peer for member in group.contributors if member.factor < 1.0),
+        )
+
+    def _move(self, state: OuterState) -> None:
+        self.outer = state
+        self.since = asyncio.get_running_loop().time()
+        self.on_moved(state)

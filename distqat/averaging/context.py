@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
 
+import torch
+
 from distqat.averaging.group import RoundRef
+from distqat.averaging.outer import Shape
+from distqat.averaging.phases import Phase, phase
 from distqat.averaging.waits import Waits
 from distqat.errors import DistqatError, RefusedError, UnreachableError, WrongRunError
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex, short
@@ -23,9 +27,6 @@ TINY_ELEMENTS = 1 << 14
 
 LOOK_INTERVAL = 0.1
 """Seconds between two looks at the directory while another sibling is waited for."""
-
-WHOLE = 0
-"""The one fragment so far: the whole stage."""
 
 
 async def wait_changed(changed: asyncio.Event, seconds: float) -> None:
@@ -66,8 +67,8 @@ class Context:
     endpoint: Endpoint
     run: RunId
     stage: StageIndex
-    num_parameters: int
-    num_elements: int
+    shapes: tuple[Shape, ...]
+    """Of the stage's fragments, in their order."""
     transport: Transport
     device: Compute
     sync: SyncSection
@@ -75,6 +76,8 @@ class Context:
     """Those alive now, without this one."""
     on_lost: Callable[[PeerId, str], None]
     """Told that a sibling was lost to a round, and why."""
+    on_refused: Callable[[PeerId, str], None] = lambda peer, reason: None
+    """Told that a sibling's contribution was refused, and why; the log says it too."""
 
     @cached_property
     def waits(self) -> Waits:
@@ -83,7 +86,25 @@ class Context:
 
     def round(self, number: int) -> RoundRef:
         """The round of that number of this stage."""
-        return RoundRef(self.run, self.stage, WHOLE, number)
+        return RoundRef(self.run, self.stage, number)
+
+    @cached_property
+    def num_elements(self) -> int:
+        """Of all fragments."""
+        return sum(shape.num_elements for shape in self.shapes)
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """Of the anchors and momenta of all fragments."""
+        return torch.float32.itemsize * sum(shape.num_elements + shape.num_parameters for shape in self.shapes)
+
+    def phase(self, number: int) -> Phase:
+        """How the round of that number is taken."""
+        return phase(number, self.sync)
+
+    def elements(self, how: Phase) -> int:
+        """Of the fragments that synchronise in such a round."""
+        return sum(self.shapes[index].num_elements for index in how.fragments)
 
     def ready(self) -> dict[PeerId, Sibling]:
         """The live siblings that may join, lead and donate, by name."""
@@ -96,8 +117,6 @@ class Context:
     def check_round(self, round_: RoundRef) -> None:
         """Raise WrongRunError or RefusedError unless the round is one of this expert's."""
         self.check(round_.run, round_.stage)
-        if round_.fragment != WHOLE:
-            raise RefusedError(f"stage {self.stage} has no fragment {round_.fragment}")
 
     def check(self, run: RunId, stage: StageIndex) -> None:
         """Raise WrongRunError or RefusedError unless both are this expert's."""

@@ -1,8 +1,8 @@
 """Two shots: every member's slices to their owners, the averaged slices back.
 
 As a member it opens a stream to every owner, sends its part of the owner's slice in chunks and takes the averaged
-chunks from the same stream; as an owner see `owner`. Sending, adding and returning overlap. The first thing that goes
-wrong ends the attempt at this member, with the name of the one to blame if there is one.
+chunks from the same stream; as an owner see `owner`. Sending, adding, encoding and returning overlap. The first thing
+that goes wrong ends the attempt at this member, with the name of the one to blame if there is one.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import asyncio
 from collections import deque
 from functools import partial
 
-import torch
+import numpy as np
 
 from distqat.averaging import messages
-from distqat.averaging.attempt import Attempt, AttemptError, blaming, limit, ranges
+from distqat.averaging.attempt import Attempt, limit
+from distqat.averaging.blame import AttemptError, blaming
 from distqat.averaging.context import Context
+from distqat.averaging.contribution import Average, Contribution
 from distqat.averaging.group import Group, Member
+from distqat.averaging.outer import OuterState
 from distqat.averaging.owner import Owner
-from distqat.errors import MessageError, StaleError
+from distqat.errors import MessageError, StaleError, TensorError
 from distqat.ids import short
 from distqat.rpc.transport import Stream
 from distqat.wire.frames import Chunk
@@ -30,22 +33,35 @@ KEPT_ATTEMPTS = 64
 class Exchange:
     """One attempt at one member, both as a member and as an owner."""
 
-    def __init__(self, context: Context, group: Group, contribution: torch.Tensor | None) -> None:
-        self.attempt = Attempt(context, group, contribution)
+    def __init__(self, context: Context, group: Group, contribution: Contribution | None, state: OuterState) -> None:
+        """`state` is what the round begins with."""
+        self.attempt = Attempt(context, group, contribution, state)
         self.owner = Owner(self.attempt)
 
-    async def run(self) -> torch.Tensor:
-        """The average of the group [num_elements]. Raises AttemptError."""
+    async def run(self) -> Average:
+        """The average of the group. Raises AttemptError."""
         attempt = self.attempt
+        await self._encode()
         works = [
             partial(self._pull, owner) for owner in attempt.group.members if owner != attempt.mine and owner.elements
         ]
         await attempt.together([self.owner.average, *works], attempt.watch_members)
-        return attempt.average
+        residual = None
+        if self.owner.reducer.has_residual:
+            residual = await attempt.context.work(self.owner.reducer.residual)
+        return Average(attempt.group.codec, attempt.elements, attempt.payload, attempt.bytes, residual)
 
     def end(self) -> None:
         """The attempt is over: streams that are still open break."""
         self.attempt.fail(AttemptError("the attempt is over"))
+
+    async def _encode(self) -> None:
+        contribution, codec = self.attempt.contribution, self.attempt.group.codec
+        if contribution is not None and not contribution.is_encoded(codec):
+            try:
+                await self.attempt.context.work(partial(contribution.encode, codec))
+            except TensorError as error:
+                raise AttemptError(error.reason, self.attempt.mine.peer) from None
 
     async def _pull(self, owner: Member) -> None:
         """Send the owner its part, take back the average of its slice."""
@@ -59,22 +75,29 @@ class Exchange:
         attempt = self.attempt
         with blaming(owner):
             if attempt.contribution is None:
-                await attempt.send(stream, Chunk(0, 0), memoryview(b""))
+                await attempt.send(stream, attempt.frame(Chunk(0, 0), ()))
             else:
-                part = attempt.contribution[owner.begin : owner.end]
-                for begin, end in ranges(owner.elements):
-                    await attempt.send(stream, attempt.chunk(owner, begin), attempt.codec.encode(part[begin:end]))
+                for begin, end in attempt.ranges(owner):
+                    part = self._part(attempt.contribution, begin, end)
+                    await attempt.send(stream, attempt.frame(attempt.chunk(owner, begin), part))
             await stream.finish()
+
+    def _part(self, contribution: Contribution, begin: int, end: int) -> list[memoryview]:
+        encoded = contribution.encode(self.attempt.group.codec)
+        if encoded is not None:
+            return self.attempt.codec.cut(encoded, self.attempt.elements, begin, end)
+        exact = np.empty(end - begin, np.float32)
+        contribution.read(begin, exact, is_exact=True)
+        return [exact.view(np.uint8).data]
 
     async def _receive(self, owner: Member, stream: Stream) -> None:
         attempt = self.attempt
-        average = attempt.average[owner.begin : owner.end]
         seconds = attempt.context.waits.answer
         with blaming(owner):
-            for begin, end in ranges(owner.elements):
+            for bounds in attempt.ranges(owner):
                 async with limit(seconds, f"no averaged chunk from {short(owner.peer)}", owner.peer):
                     frame = await stream.receive()
-                average[begin:end] = attempt.decode(frame, owner, attempt.chunk(owner, begin), end - begin)
+                attempt.store(attempt.unframe(frame, owner, owner, bounds), bounds)
             # Leaving before the owner has ended the stream would look to it as if this member had died.
             async with limit(seconds, f"{short(owner.peer)} does not end its stream", owner.peer):
                 if await stream.receive() is not None:

@@ -1,9 +1,9 @@
-"""Who is in a round, and when it starts: the decisions of a leader, without its calls and its clock.
+"""Who is in a round, and when it starts: the decisions of a leader, without its calls and its clock. Pure.
 
 Siblings join, leave when their call breaks, and join again. The leader is one of them; it decides nothing before it
 has joined itself. A round never waits for a sibling that is lost; for one that lives it waits as long as such
-siblings took before (`Patience`), and for one that says it takes part elsewhere as long as that lasts: starting
-without it could commit the same round twice.
+siblings took before (`Patience`), and for one that says it takes part elsewhere as long as that lasts. It starts only
+if those who have joined decide (`Quorum`), and if nothing else may have come of the round before (`doubts`).
 """
 
 from __future__ import annotations
@@ -13,16 +13,43 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from distqat.averaging import doubts
 from distqat.averaging.group import Join
+from distqat.averaging.quorum import Quorum
 from distqat.averaging.waits import Patience
 from distqat.ids import PeerId
 
 
 @dataclass(frozen=True)
+class Others:
+    """What a leader knows of those who have not joined."""
+
+    expected: Collection[PeerId] = ()
+    """Live siblings that are waited for."""
+    live: Collection[PeerId] = ()
+    """All that the directory has, also those that are lost to this round."""
+    engaged: Collection[PeerId] = ()
+    """Those that take part in this round elsewhere."""
+    gone: Collection[PeerId] = ()
+    """Those that are gone for sure, or have been silent for so long that they are taken for dead."""
+    silent: Collection[PeerId] = ()
+    """Those that have been asked and did not answer, or cannot be asked."""
+
+
+@dataclass(frozen=True)
 class Start:
-    """These are the members."""
+    """These are the members. With `is_strict` each of them must hear of it before it may commit."""
 
     members: tuple[Join, ...]
+    is_strict: bool = False
+
+
+@dataclass(frozen=True)
+class Settle:
+    """These vote again on a result of that digest, which some of them hold."""
+
+    members: tuple[Join, ...]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +76,15 @@ class Skip:
     reference: Join
 
 
-Decision = Start | Wait | CatchUp | Skip
+@dataclass(frozen=True)
+class Stuck:
+    """Those who are here do not decide: of `missing` nothing is known. `may_have` says that they may be further."""
+
+    missing: tuple[PeerId, ...]
+    may_have: bool = False
+
+
+Decision = Start | Settle | Wait | CatchUp | Skip | Stuck
 
 
 class Form:
@@ -65,6 +100,9 @@ class Form:
     def __repr__(self) -> str:
         return f"<Form {len(self._joins)} joined>"
 
+    def __contains__(self, peer: PeerId) -> bool:
+        return peer in self._joins
+
     @property
     def joins(self) -> tuple[Join, ...]:
         """Who is ready, in order of arrival."""
@@ -75,10 +113,10 @@ class Form:
         self._joins[join.peer] = join
         self._arrivals[join.peer] = now
 
-    def leave(self, peer: PeerId) -> None:
-        """The sibling is not ready any more."""
-        self._joins.pop(peer, None)
-        self._arrivals.pop(peer, None)
+    def leave(self, peer: PeerId, call: str = "") -> None:
+        """The sibling is not ready any more, or only not by that call."""
+        if peer in self._joins and call in ("", self._joins[peer].call):
+            del self._joins[peer], self._arrivals[peer]
 
     def clear(self) -> None:
         """Nobody is ready any more: the group has formed, or there will be none."""
@@ -86,17 +124,17 @@ class Form:
         self._arrivals.clear()
         self._extended = -math.inf
 
-    def decide(self, expected: Collection[PeerId], engaged: Collection[PeerId], now: float) -> Decision:
-        """What to do. `expected` are the live siblings, `engaged` those that take part in the round elsewhere."""
+    def decide(self, others: Others, quorum: Quorum, now: float) -> Decision:
+        """What to do."""
         if self.leader not in self._joins:
             return Wait(math.inf, (self.leader,))
         reference = self._reference()
         behind = self._other_than(reference, same_round=False)
         if behind:
             return CatchUp(behind, reference)
-        missing = tuple(sorted(peer for peer in {*expected, *engaged} if peer not in self._joins))
+        missing = tuple(sorted(peer for peer in {*others.expected, *others.engaged} if peer not in self._joins))
         deadline = self._deadline()
-        if any(peer in engaged for peer in missing):
+        if any(peer in others.engaged for peer in missing):
             return Wait(math.inf, missing)
         if missing and now < deadline:
             return Wait(deadline, missing)
@@ -105,10 +143,50 @@ class Form:
             # They come again with the right anchor, so the wait begins anew.
             self._extended = now + self.patience.longest
             return CatchUp(differing, reference)
+        return self._judge(others, quorum, now, bool(missing))
+
+    def _judge(self, others: Others, quorum: Quorum, now: float, missed_someone: bool) -> Decision:
+        """All that are waited for are here, and hold the same anchor."""
+        voices = [join.peer for join in self.joins if join.has_voice]
+        # Who is here without a voice has lost what it said before, as if it were gone.
+        gone = {*others.gone, *(join.peer for join in self.joins if not join.has_voice)}
+        fate = doubts.judge(quorum, self.joins, gone)
+        if isinstance(fate, doubts.Unsure):
+            unknown = tuple(contact.peer for contact in fate.missing)
+            return self._ask(unknown, others, now) or Stuck(unknown, may_have=True)
+        if isinstance(fate, doubts.Settle):
+            digest = fate.digest
+            holders = [join.peer for join in self.joins if join.doubt is not None and join.doubt.digest == digest]
+            told = self._told(quorum, [peer for peer in voices if peer in holders], gone, others)
+            return self._stuck(told, others, now) or Settle(self.joins, digest)
         if not any(join.samples for join in self._joins.values()):
-            return Skip(tuple(self._joins), reference)
-        self._learn(bool(missing))
-        return Start(self.joins)
+            return Skip(tuple(self._joins), self._joins[self.leader])
+        if not quorum.has(voices, gone):
+            unknown = quorum.missing(voices, gone)
+            return self._ask(unknown, others, now) or Stuck(unknown)
+        stuck = self._stuck(self._told(quorum, voices, gone, others), others, now)
+        if stuck is not None:
+            return stuck
+        self._learn(missed_someone)
+        return Start(self.joins, fate.is_settled)
+
+    def _told(
+        self, quorum: Quorum, voices: Collection[PeerId], gone: Collection[PeerId], others: Others
+    ) -> tuple[PeerId, ...]:
+        """Who is not here and may know of a commit that only those know who are gone; nobody if a majority decides."""
+        if not quorum.base or quorum.is_majority(voices):
+            return ()
+        known = {*(contact.peer for contact in doubts.unresolved(self.joins, gone)), *others.live}
+        return tuple(sorted(peer for peer in known if peer not in self and peer not in gone))
+
+    def _stuck(self, missing: tuple[PeerId, ...], others: Others, now: float) -> Wait | Stuck | None:
+        return (self._ask(missing, others, now) or Stuck(missing, may_have=True)) if missing else None
+
+    def _ask(self, unknown: Collection[PeerId], others: Others, now: float) -> Wait | None:
+        """A wait for siblings that matter, until it is known that they do not answer."""
+        open_ = tuple(sorted(peer for peer in unknown if peer not in others.silent))
+        until = self._first_arrival + self.patience.longest
+        return Wait(until, open_) if open_ and now < until else None
 
     def _reference(self) -> Join:
         """Whose anchor counts: of the most advanced round, then what most hold, then the leader's own."""
@@ -126,7 +204,11 @@ class Form:
         )
 
     def _deadline(self) -> float:
-        return max(min(self._arrivals.values()) + self.patience.seconds(), self._extended)
+        return max(self._first_arrival + self.patience.seconds(), self._extended)
+
+    @property
+    def _first_arrival(self) -> float:
+        return min(self._arrivals.values())
 
     def _learn(self, missed_someone: bool) -> None:
         spread = max(self._arrivals.values()) - min(self._arrivals.values())

@@ -1,72 +1,80 @@
-"""The siblings that a forming round invites, and what they say to it."""
+"""What others want of a sibling while it rests, leads or takes part elsewhere. Pure."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
+from distqat.averaging import events, rendezvous
+from distqat.averaging.group import Contact, Invite, Invited, JoinReply
+from distqat.averaging.way import State, Way
+from distqat.errors import RefusedError, RoundError, StaleError
+from distqat.ids import short
 
-from distqat.averaging import member, rendezvous
-from distqat.averaging.context import Context, Sibling
-from distqat.averaging.effort import Effort
-from distqat.averaging.group import Invite, Join
-from distqat.averaging.lobby import Lobby
-from distqat.averaging.messages import JoinReply
-from distqat.errors import DistqatError, RefusedError, StaleError, UnreachableError, WrongRunError
-from distqat.ids import PeerId, short
-
-log = logging.getLogger(__name__)
-
-INVITE_INTERVAL = 0.5
-"""Seconds between two invitations of a sibling that has not come."""
+ELSEWHERE = (State.JOINING, State.FOLLOWING, State.VOTING)
+"""Its next word goes to another leader."""
 
 
-class Guests:
-    """Invites each missing sibling by a task of its own."""
+def joined(way: Way, event: events.Joined) -> None:
+    """A sibling waits here, as long as this one may lead."""
+    join, me = event.join, short(way.me.peer)
+    way.company.heard_from(join.contact)
+    way.company.meet(join.contacts)
+    reason = way.company.left_out.get(join.peer)
+    if join.round.number < way.round.number:
+        way.act(events.Release(join.peer, JoinReply(stale=way.offer())))
+    elif reason is not None:
+        way.act(events.Release(join.peer, RefusedError(f"{short(join.peer)} is left out of {way.round}: {reason}")))
+    elif way.state in ELSEWHERE:
+        where = f"{me} takes part in the round at {short(way.leader.peer)}"
+        way.act(events.Release(join.peer, RefusedError(where)))
+    else:
+        way.form.join(join, way.now)
+        if way.state is State.PAUSING:
+            way.choose()
 
-    def __init__(self, context: Context, lobby: Lobby, effort: Effort, mine: Join) -> None:
-        self.context = context
-        self.lobby = lobby
-        self.effort = effort
-        self.mine = mine
-        self.engaged: set[PeerId] = set()  # Take part in this round at another leader.
-        self.ahead: JoinReply | None = None  # The answer of one that has committed this round already.
-        self._tasks: dict[PeerId, asyncio.Task[None]] = {}  # One for each sibling that was ever missing.
 
-    def call(self, group: asyncio.TaskGroup, sibling: Sibling) -> None:
-        """Invite the sibling until it comes; it is invited already if this was said before."""
-        task = self._tasks.get(sibling.peer)
-        if task is None or task.done():
-            self._tasks[sibling.peer] = group.create_task(self._invite(sibling))
+def left(way: Way, event: events.Left) -> None:
+    """A sibling waits here no more."""
+    way.form.leave(event.peer, event.call)
 
-    def dismiss(self) -> None:
-        """Invite no more."""
-        for task in self._tasks.values():
-            task.cancel()
 
-    async def _invite(self, sibling: Sibling) -> None:
-        while all(join.peer != sibling.peer for join in self.lobby.form.joins):
-            try:
-                await self._ask(sibling)
-            except (UnreachableError, RefusedError, WrongRunError) as error:
-                self.effort.lose(sibling.peer, error)
-                self.lobby.changed.set()
-                return
-            except DistqatError as error:
-                # It lives and does not answer, or answers nonsense: the round waits for it no longer than it must.
-                log.debug("invitation of %s to %s: %s", short(sibling.peer), self.mine.round, error)
-            self.lobby.changed.set()
-            await asyncio.sleep(INVITE_INTERVAL)
+def called(way: Way, event: events.Called) -> None:
+    """A sibling invites this one."""
+    invite, me = event.invite, short(way.me.peer)
+    way.company.heard_from(Contact(invite.leader, invite.endpoint))
+    reason = way.company.left_out.get(invite.leader)
+    if invite.round.number < way.round.number:
+        error = StaleError(f"{me} has committed {way.round.number} rounds, {invite.round} among them")
+        way.act(events.Reply(error))
+    elif reason is not None:
+        way.act(events.Reply(RoundError(f"{short(invite.leader)} is left out of {invite.round}: {reason}")))
+    elif way.state is State.FORMING:
+        _rival(way, invite)
+    elif way.state in (State.RESTING, State.PAUSING, State.CATCHING_UP):
+        way.accept(invite)
+        way.act(events.Reply(Invited(True)))
+        if way.state is State.PAUSING:
+            way.choose()
+    else:
+        is_there = way.leader.peer == invite.leader
+        way.act(events.Reply(Invited(is_there, f"{me} takes part in {invite.round} already")))
 
-    async def _ask(self, sibling: Sibling) -> None:
-        try:
-            reply = await member.invite(self.context, sibling.endpoint, self.mine.round.number)
-        except StaleError:
-            # It has committed this round, so it answers a join at once with where to catch up.
-            answer = await member.join(self.context, sibling.peer, sibling.endpoint, self.mine)
-            self.ahead = answer if answer.stale is not None else None
-            return
-        self.engaged.discard(sibling.peer)
-        if not reply.joining:
-            self.engaged.add(sibling.peer)
-        if reply.leading and rendezvous.outranks(self.mine.round, sibling.peer, self.context.me):
-            self.lobby.accept(Invite(self.mine.round, sibling.peer, sibling.endpoint))
+
+def departed(way: Way, event: events.Departed) -> None:
+    """A sibling has given its stage up."""
+    way.company.bury(event.peer)
+    way.company.lose(event.peer, "it has left")
+
+
+def _rival(way: Way, invite: Invite) -> None:
+    """Another sibling forms a round as well; of two of the same round the lower in the order yields."""
+    if invite.round == way.round and rendezvous.outranks(way.round, way.me.peer, invite.leader):
+        way.act(events.Reply(Invited(False, f"{short(way.me.peer)} leads {invite.round}", leading=True)))
+        return
+    way.act(events.Reply(Invited(True)))
+    submit(way, invite)
+
+
+def submit(way: Way, invite: Invite) -> None:
+    """Lead no more, and join there."""
+    way.accept(invite)
+    way.send_away(RefusedError(f"{short(invite.leader)} leads {invite.round}"))
+    way.choose()

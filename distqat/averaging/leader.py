@@ -1,115 +1,190 @@
-"""Leading a round: invite the siblings that have not come, and form the group."""
+"""What a leader does: gather siblings into a group, count their votes. Pure."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import secrets
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Collection
 
-from distqat.averaging import slices
-from distqat.averaging.ballot import Ballot
-from distqat.averaging.context import LOOK_INTERVAL, Context, Sibling, wait_changed
-from distqat.averaging.effort import Effort
-from distqat.averaging.form import CatchUp, Skip, Start, Wait
-from distqat.averaging.group import Join, Stale
-from distqat.averaging.guests import Guests
-from distqat.averaging.lobby import Lobby
-from distqat.averaging.messages import JoinReply
-from distqat.errors import DistqatError, RefusedError, StaleError
-from distqat.ids import short
-from distqat.telemetry import Reason
+from distqat.averaging import events, guests, terms
+from distqat.averaging.events import Answered, Standing
+from distqat.averaging.form import CatchUp, Others, Settle, Skip, Start, Stuck, Wait
+from distqat.averaging.group import Group, Invite, Join, JoinReply, Stale, Verdict
+from distqat.averaging.phases import phase
+from distqat.averaging.quorum import Quorum
+from distqat.averaging.vote import Tally
+from distqat.averaging.way import State, Way, dismissal
+from distqat.ids import PeerId, short
 
-log = logging.getLogger(__name__)
+RING_INTERVAL = 0.5
+"""Seconds between two invitations of a sibling that has not come; it comes by itself, so this delays nobody."""
 
-KEPT_BALLOTS = 16
-"""Ballots that are remembered for members who ask late."""
+ASK_INTERVAL = 0.1
+"""Seconds between two looks at whether members that have not voted are still there."""
 
 
-class Leader:
-    """What one sibling does in the rounds that it leads."""
+def gather(way: Way) -> bool:
+    """Start as soon as the form says so. Whether the state is another now."""
+    company = way.company
+    others = Others(
+        expected=company.expected,
+        live=company.live,
+        engaged=company.engaged & company.expected,
+        gone=company.dead(way.now),
+        silent=company.unreachable({*company.base, *company.live, *_in_doubt(way)}),
+    )
+    decision = way.form.decide(others, way.quorum, way.now)
+    if isinstance(decision, Wait):
+        way.wake, way.missing = decision.until, decision.missing
+        # Who takes part elsewhere may do so at one that was out of reach a moment ago.
+        again = company.live & company.lost.keys() if company.engaged else set()
+        _ring(way, [*decision.missing, *again], RING_INTERVAL)
+        return False
+    if isinstance(decision, CatchUp | Skip):
+        _refer(way, decision.peers, decision.reference)
+    elif isinstance(decision, Stuck):
+        _give_up(way, decision)
+    elif isinstance(decision, Settle):
+        _open(way, terms.settling(way.name(), decision.members, decision.digest), decision.members, False)
+    else:
+        _start(way, decision)
+    return True
 
-    def __init__(self, context: Context, lobby: Lobby, reason: Reason) -> None:
-        self.context = context
-        self.lobby = lobby
-        self.reason = reason
-        self._ballots: OrderedDict[str, Ballot] = OrderedDict()  # By attempt, oldest first.
 
-    def ballot(self, attempt: str) -> Ballot:
-        """The votes of an attempt. Raises StaleError when this sibling does not know it (any more)."""
-        ballot = self._ballots.get(attempt)
-        if ballot is None:
-            raise StaleError(f"attempt {attempt} is not known to {short(self.context.me)}")
-        return ballot
+def count(way: Way) -> bool:
+    """Pronounce the verdict as soon as it is clear. Whether the state is another now."""
+    assert way.tally is not None
+    company, tally = way.company, way.tally
+    late = way.counting_since + way.waits.ballot
+    # Whoever is there and is accused will vote in a moment, since its streams have broken too.
+    lost = {*company.lost, *(company.seen - company.live), *(tally.accused & company.silent)}
+    verdict = tally.decide(lost, company.dead(way.now), way.now >= late)
+    if verdict is None:
+        way.wake, way.missing = late, tally.silent
+        is_time = way.now >= way.counting_since + ASK_INTERVAL
+        _ring(way, tally.silent if is_time else tally.accused, ASK_INTERVAL)
+        return False
+    way.act(events.Pronounce(tally.group.attempt, verdict))
+    way.settle(verdict)
+    # A commit moves this sibling on by an event of its own.
+    return not verdict.committed
 
-    async def lead(self, effort: Effort, mine: Join) -> JoinReply:
-        """A group with this sibling in it, or where to catch up first; within `lobby.leading()`.
 
-        Raises RefusedError when another sibling leads after all.
-        """
-        self.lobby.form.join(mine, asyncio.get_running_loop().time())
-        guests = Guests(self.context, self.lobby, effort, mine)
-        outcome: JoinReply | DistqatError
-        async with asyncio.TaskGroup() as group:
-            try:
-                outcome = await self._gather(guests, effort, mine, lambda peer: guests.call(group, peer))
-            finally:
-                guests.dismiss()
-        if isinstance(outcome, DistqatError):
-            self.lobby.send_away(outcome.reason)
-            raise outcome
-        return outcome
+def voted(way: Way, event: events.Voted) -> None:
+    """A member has voted."""
+    assert way.tally is not None
+    way.tally.cast(event.vote)
 
-    async def _gather(
-        self, guests: Guests, effort: Effort, mine: Join, call: Callable[[Sibling], None]
-    ) -> JoinReply | DistqatError:
-        """Wait until the form decides; errors are returned, since a task group would wrap them."""
-        loop = asyncio.get_running_loop()
-        while True:
-            if self.lobby.has_yielded:
-                return RefusedError(f"another sibling leads {mine.round}")
-            if guests.ahead is not None:
-                return guests.ahead
-            given_up = effort.lost | self.lobby.excluded.keys()
-            expected = {peer: sibling for peer, sibling in self.context.ready().items() if peer not in given_up}
-            decision = self.lobby.form.decide(expected, guests.engaged & expected.keys(), loop.time())
-            if isinstance(decision, Start):
-                return self._start(mine, decision)
-            if isinstance(decision, Skip | CatchUp):
-                reply = self._refer(decision)
-                if mine.peer in decision.peers:
-                    return reply
-                continue
-            self._explain(mine, decision)
-            for peer in decision.missing:
-                if peer in expected:
-                    call(expected[peer])
-            await wait_changed(self.lobby.changed, min(LOOK_INTERVAL, max(0.0, decision.until - loop.time())))
 
-    def _start(self, mine: Join, decision: Start) -> JoinReply:
-        attempt = f"{mine.round.number}-{secrets.token_hex(6)}"
-        reply = JoinReply(group=slices.assign(attempt, decision.members, mine.elements))
-        assert reply.group is not None
-        # Before anybody can vote.
-        self._ballots[attempt] = Ballot(self.context, reply.group, mine.round.number)
-        while len(self._ballots) > KEPT_BALLOTS:
-            self._ballots.popitem(last=False)
-        for join in decision.members:
-            self.lobby.answer(join.peer, reply)
-        self.lobby.form.clear()
-        return reply
+def answered(way: Way, event: Answered) -> None:
+    """A sibling that was rung has answered, or has not."""
+    company, peer = way.company, event.contact.peer
+    company.asking.discard(peer)
+    if event.standing in (Standing.COMING, Standing.ENGAGED, Standing.LEADING):
+        company.heard_from(event.contact)
+        (company.engaged.discard if event.standing is Standing.COMING else company.engaged.add)(peer)
+        if event.standing is Standing.LEADING and way.state is State.FORMING:
+            guests.submit(way, Invite(way.round, peer, event.contact.endpoint))
+        return
+    if event.standing is Standing.AGAINST:
+        company.heard_from(event.contact)
+        if way.state is State.FORMING:
+            way.fail(event.reason)
+        return
+    if event.standing in (Standing.GONE, Standing.AWAY):
+        company.bury(peer)
+    else:
+        company.miss(peer, way.now)
+    if event.standing is Standing.AWAY:
+        company.lose(peer, event.reason)
+    elif event.standing is not Standing.SILENT:
+        way.lose(peer, event.reason)
 
-    def _refer(self, decision: Skip | CatchUp) -> JoinReply:
-        """Tell siblings which anchor counts."""
-        donor = decision.reference
-        reply = JoinReply(stale=Stale(donor.peer, donor.endpoint, donor.round.number, donor.digest))
-        for peer in decision.peers:
-            if isinstance(decision, CatchUp):
-                log.info("%s holds another anchor than %s", short(peer), short(donor.peer))
-            self.lobby.answer(peer, reply)
-        return reply
 
-    def _explain(self, mine: Join, decision: Wait) -> None:
-        names = ", ".join(short(peer) for peer in decision.missing)
-        self.reason.set(f"{mine.round}: waiting for {names or 'nobody'} to join", logging.DEBUG)
+def overtaken(way: Way, event: events.Outdated) -> None:
+    """A sibling that was rung has committed the round already, or moved on from it."""
+    if way.tally is not None:
+        close(way, "another group has committed the round")
+    way.behind(event.stale)
+
+
+def close(way: Way, reason: str) -> None:
+    """Leave the attempt that this sibling leads: there will be no other verdict."""
+    assert way.tally is not None
+    way.act(events.Pronounce(way.tally.group.attempt, Verdict(False, reason)))
+    way.act(events.Conclude(way.tally.group.attempt))
+    if not way.tally.group.settles:
+        way.forget_attempt()
+    way.tally = None
+
+
+def _start(way: Way, decision: Start) -> None:
+    """Take the contributions of all that are not held back."""
+    silenced = dict(way.company.muted)
+    for join in decision.members:
+        objection = way.company.discipline.objection(join.peer, way.now)
+        if objection and join.samples and join.peer not in silenced:
+            silenced[join.peer] = objection
+            way.act(events.Report(join.peer, objection, is_refused=True))
+    if all(join.peer in silenced for join in decision.members if join.samples):
+        _refer(way, [join.peer for join in decision.members], decision.members[0])
+        return
+    way.refused = silenced
+    group = terms.group(way.name(), decision.members, phase(way.round.number, way.sync), way.sync.clip, silenced)
+    _open(way, group, decision.members, decision.is_strict)
+
+
+def _open(way: Way, group: Group, joins: Collection[Join], is_strict: bool) -> None:
+    """Tell the members of their group."""
+    voices = {join.peer for join in joins if join.has_voice}
+    quorum = way.quorum
+    if not quorum.base:
+        # Before the first round the group decides for itself.
+        voices = {join.peer for join in joins}
+        quorum = Quorum.of(way.round, voices)
+    way.tally = Tally(group, way.me.peer, quorum, voices, is_strict)
+    way.company.attempt(join.peer for join in joins)
+    way.act(events.Open(group))
+    for join in joins:
+        if join.peer != way.me.peer:
+            way.act(events.Release(join.peer, JoinReply(group=group)))
+    way.form.clear()
+    way.enter(group)
+
+
+def _refer(way: Way, peers: Collection[PeerId], reference: Join) -> None:
+    """Tell siblings which anchor counts."""
+    stale = Stale(reference.peer, reference.endpoint, reference.round.number, reference.digest)
+    for peer in peers:
+        if peer != way.me.peer:
+            way.form.leave(peer)
+            way.act(events.Release(peer, JoinReply(stale=stale)))
+    if way.me.peer in peers:
+        way.behind(stale)
+
+
+def _give_up(way: Way, stuck: Stuck) -> None:
+    seconds = way.company.seconds_until_dead(stuck.missing, way.now)
+    number, total = len(stuck.missing), len(way.company.base) or len(stuck.missing)
+    who = "may have committed it" if stuck.may_have else "may go on without us"
+    reason = (
+        f"{number} of {total} siblings cannot be reached and {who}; "
+        f"waiting {seconds:.0f} s before they are taken for dead"
+    )
+    way.send_away(dismissal(f"{short(way.me.peer)}: {reason}"))
+    way.fail(reason)
+
+
+def _ring(way: Way, peers: Collection[PeerId], pause: float) -> None:
+    for peer in peers:
+        if way.company.may_ask(peer, pause, way.now):
+            way.company.ask(peer, way.now)
+            way.act(events.Ring(way.company.contact(peer)))
+
+
+def _in_doubt(way: Way) -> set[PeerId]:
+    """Members of groups that may have committed the round."""
+    found: set[PeerId] = set()
+    for join in way.form.joins:
+        if join.doubt is not None:
+            way.company.meet(join.doubt.members)
+            found.update(contact.peer for contact in join.doubt.members)
+    return found

@@ -1,176 +1,118 @@
-"""The siblings that wait at this one for a round to form, and what this one is doing meanwhile.
-
-A join that finds this sibling between rounds is an invitation: it waits until the expert's next step boundary. While
-this sibling takes part in the round elsewhere, it sends those who ask away; they find the same leader or the next.
-"""
+"""Whom this sibling keeps waiting: siblings that have joined, until their round has formed, and members that have
+voted, until the verdict. Decides nothing."""
 
 from __future__ import annotations
 
 import asyncio
-import enum
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from distqat.averaging import rendezvous
-from distqat.averaging.context import Context
-from distqat.averaging.form import Form
-from distqat.averaging.group import Invite, Join
-from distqat.averaging.messages import Invited, JoinReply
-from distqat.averaging.waits import Patience
+from distqat.averaging import events
+from distqat.averaging.group import Group, Join, JoinReply, Verdict, Vote
+from distqat.averaging.way import State
 from distqat.errors import DistqatError, RefusedError, StaleError
 from distqat.ids import PeerId, short
 
+KEPT_ATTEMPTS = 16
+"""Attempts whose verdict is remembered for members that ask late."""
+
+KEPT_CALLS = 256
+"""Joins that are remembered after they were answered, so that none counts twice."""
+
 Answer = JoinReply | DistqatError
-"""What a waiting sibling goes with."""
 
 
-class Doing(enum.Enum):
-    """What this sibling does about the round."""
+@dataclass(frozen=True, eq=False)
+class _Guest:
+    call: str
+    answer: asyncio.Future[Answer]
 
-    NOTHING = "nothing"
-    FORMING = "forming"
-    """It leads, and waits for the others."""
-    EXCHANGING = "exchanging"
-    """It leads, and the group has formed."""
-    ELSEWHERE = "elsewhere"
-    """It waits or takes part at another leader."""
+
+@dataclass(frozen=True, eq=False)
+class _Sitting:
+    group: Group
+    verdict: asyncio.Future[Verdict]
 
 
 class Lobby:
-    """Joins at this sibling, and invitations of others."""
+    """Joins and votes that have no answer yet. `feed` is told what happens, `state` says what this sibling does."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.form = Form(context.me, Patience(context.waits.form))
-        self.doing = Doing.NOTHING
-        self.leader: PeerId | None = None  # Who leads while `doing` is ELSEWHERE.
-        self.number = 0  # The next round of this sibling.
-        self.invite: Invite | None = None  # The latest invitation that still counts.
-        self.has_yielded = False  # While FORMING: another sibling leads this round, `invite` says which.
-        self.excluded: dict[PeerId, str] = {}  # Left out of this round, and why.
-        self.changed = asyncio.Event()  # Set when a leader should look again.
-        self.invited = asyncio.Event()  # Set while somebody waits for this sibling.
-        self._waiting: dict[PeerId, asyncio.Future[Answer]] = {}  # Joins that have no answer yet.
+    def __init__(self, me: PeerId, feed: Callable[[events.Event], None], state: Callable[[], State]) -> None:
+        self.me = me
+        self._feed = feed
+        self._state = state
+        self._guests: dict[PeerId, _Guest] = {}  # Siblings that wait for their round to form.
+        self._answered: OrderedDict[str, None] = OrderedDict()  # Calls of joins that are over, oldest first.
+        self._sittings: OrderedDict[str, _Sitting] = OrderedDict()  # Attempts led here, oldest first.
 
     def __repr__(self) -> str:
-        return f"<Lobby {self.doing.value}, {len(self._waiting)} waiting>"
+        return f"<Lobby {len(self._guests)} waiting>"
 
-    @property
-    def has_guests(self) -> bool:
-        """Whether another sibling waits here."""
-        return bool(self._waiting)
+    async def join(self, join: Join, patience: float) -> JoinReply:
+        """Keep the sibling until its round has formed. Raises what it has to go with instead.
 
-    async def wait(self, join: Join) -> JoinReply:
-        """Keep the sibling until its round has formed, or until it is clear that it will not form here."""
-        self._admit(join.peer)
-        self.answer(join.peer, RefusedError(f"{short(join.peer)} has asked again"))
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-        self._waiting[join.peer] = future
-        self.form.join(join, loop.time())
-        self.changed.set()
-        self.invited.set()
+        While this sibling is between two rounds, it waits for so many seconds at most.
+        """
+        guest = self._admit(join)
         try:
-            while not future.done():
-                await asyncio.wait({future}, timeout=self.context.waits.form)
-                if not future.done() and self.doing is Doing.NOTHING:
-                    raise RefusedError(f"{short(self.context.me)} has not reached the end of a step in time")
-            reply = future.result()
-            if isinstance(reply, DistqatError):
-                raise reply
-            return reply
+            while not guest.answer.done():
+                await asyncio.wait({guest.answer}, timeout=patience)
+                if not guest.answer.done() and self._state() is State.RESTING:
+                    raise RefusedError(f"{short(self.me)} has not reached the end of a step in time")
+            answer = guest.answer.result()
+            if isinstance(answer, DistqatError):
+                raise answer
+            return answer
         finally:
-            if self._waiting.get(join.peer) is future:
-                del self._waiting[join.peer]
-                self.form.leave(join.peer)
-                self.changed.set()
+            # Who calls twice and leaves once has left.
+            self.release(join.peer, RefusedError(f"{short(join.peer)} has left"), guest)
+            self._feed(events.Left(join.peer, join.call))
 
-    def answer(self, peer: PeerId, reply: Answer) -> None:
-        """Let a waiting sibling go with this; nothing happens if it does not wait."""
-        future = self._waiting.pop(peer, None)
-        self.form.leave(peer)
-        if future is not None and not future.done():
-            future.set_result(reply)
+    def release(self, peer: PeerId, answer: Answer, guest: _Guest | None = None) -> None:
+        """Let a waiting sibling go with this; nothing happens if it does not wait, or not any more as that guest."""
+        known = self._guests.get(peer)
+        if known is None or guest not in (None, known):
+            return
+        del self._guests[peer]
+        self._answered[known.call] = None
+        while len(self._answered) > KEPT_CALLS:
+            self._answered.popitem(last=False)
+        if not known.answer.done():
+            known.answer.set_result(answer)
 
-    def send_away(self, reason: str) -> None:
-        """Let all waiting siblings look elsewhere."""
-        for peer in list(self._waiting):
-            self.answer(peer, RefusedError(reason))
+    def open(self, group: Group) -> None:
+        """Votes come for this attempt from now on."""
+        self._sittings[group.attempt] = _Sitting(group, asyncio.get_running_loop().create_future())
+        while len(self._sittings) > KEPT_ATTEMPTS:
+            self._sittings.popitem(last=False)
 
-    def consider(self, invite: Invite) -> Invited:
-        """What this sibling will do about an invitation. Raises StaleError when the round is committed here."""
-        me = self.context.me
-        if invite.round.number < self.number:
-            raise StaleError(f"{short(me)} has committed {self.number} rounds, {invite.round} among them")
-        if invite.leader in self.excluded:
-            # Not an error: a sibling that is only refused would go on alone, and commit the round a second time.
-            return Invited(False, f"{short(invite.leader)} is left out of {invite.round}")
-        if self.doing is Doing.NOTHING:
-            self.accept(invite)
-            return Invited(True)
-        if self.doing is Doing.FORMING:
-            if invite.round.number == self.number and rendezvous.outranks(invite.round, me, invite.leader):
-                return Invited(False, f"{short(me)} leads {invite.round}", leading=True)
-            self.accept(invite)
-            return Invited(True)
-        return Invited(self.leader == invite.leader, f"{short(me)} takes part in {invite.round} already")
+    def pronounce(self, attempt: str, verdict: Verdict) -> None:
+        """Who has voted, and who votes or asks later, hears this."""
+        sitting = self._sittings.get(attempt)
+        if sitting is not None and not sitting.verdict.done():
+            sitting.verdict.set_result(verdict)
 
-    def accept(self, invite: Invite) -> None:
-        """Join there next; a round that forms here ends."""
-        self.invite = invite
-        self.has_yielded = self.doing is Doing.FORMING
-        self.invited.set()
-        self.changed.set()
+    async def vote(self, vote: Vote) -> Verdict:
+        """What became of the attempt. Raises StaleError for one that is not known here (any more), or RefusedError."""
+        sitting = self._sittings.get(vote.attempt)
+        if sitting is None:
+            raise StaleError(f"attempt {vote.attempt} is not known to {short(self.me)}")
+        if sitting.group.find(vote.peer) is None:
+            raise RefusedError(f"{short(vote.peer)} is not in attempt {vote.attempt}")
+        if not sitting.verdict.done():
+            self._feed(events.Voted(vote))
+            await asyncio.wait({sitting.verdict})
+        return sitting.verdict.result()
 
-    def decline(self, leader: PeerId) -> None:
-        """That sibling's invitation does not count any more."""
-        if self.invite is not None and self.invite.leader == leader:
-            self.invite = None
-
-    def advance(self, number: int) -> None:
-        """So many rounds are committed here now; who was left out may come again."""
-        self.number = number
-        self.excluded.clear()
-        self.refresh()
-
-    def give_up(self, reason: str) -> None:
-        """The round is not pursued any further; who waits here looks elsewhere."""
-        self.invite = None
-        self.send_away(reason)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Work out anew whether somebody waits for this sibling."""
-        if self.invite is not None and self.invite.round.number < self.number:
-            self.invite = None
-        if self.invite is not None or self._waiting:
-            self.invited.set()
-        else:
-            self.invited.clear()
-
-    @contextmanager
-    def leading(self) -> Iterator[None]:
-        """This sibling leads within."""
-        self.doing, self.has_yielded = Doing.FORMING, False
-        try:
-            yield
-        finally:
-            self.doing = Doing.NOTHING
-            self.form.leave(self.context.me)
-
-    @contextmanager
-    def elsewhere(self, leader: PeerId, reason: str) -> Iterator[None]:
-        """This sibling takes part at that leader within; who waits here is sent away."""
-        self.doing, self.leader = Doing.ELSEWHERE, leader
-        self.send_away(reason)
-        try:
-            yield
-        finally:
-            self.doing, self.leader = Doing.NOTHING, None
-
-    def _admit(self, peer: PeerId) -> None:
-        me = short(self.context.me)
-        if self.doing is Doing.ELSEWHERE:
-            raise RefusedError(f"{me} takes part in the round at {short(self.leader or '')}")
-        if peer in self.excluded:
-            raise RefusedError(f"{short(peer)} is left out of this round: {self.excluded[peer]}")
+    def _admit(self, join: Join) -> _Guest:
+        """The same call twice is one guest, another call of the same sibling replaces the one before."""
+        known = self._guests.get(join.peer)
+        if known is not None and known.call == join.call:
+            return known
+        if join.call in self._answered:
+            raise RefusedError(f"{short(join.peer)} has had its answer to this call already")
+        self.release(join.peer, RefusedError(f"{short(join.peer)} has asked again"))
+        guest = self._guests[join.peer] = _Guest(join.call, asyncio.get_running_loop().create_future())
+        self._feed(events.Joined(join))
+        return guest

@@ -1,6 +1,6 @@
 """What siblings say to each other, as bytes and back, and the methods of flow B.
 
-Chunks of slices and of snapshots travel in frames: a small header, then bytes that protobuf never touches.
+Chunks of slices travel in frames: a small header, then bytes that protobuf never touches.
 """
 
 from __future__ import annotations
@@ -10,44 +10,24 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from distqat.averaging.group import Group, Invite, Join, Stale, Verdict, Vote
+from distqat.averaging.group import Invite, Invited, Join, JoinReply, Leave, Verdict, Vote
 from distqat.errors import MessageError
-from distqat.ids import PeerId, RunId, StageIndex
+from distqat.ids import PeerId
 from distqat.pb import averaging_pb2 as pb
-from distqat.pb import state_pb2
 from distqat.rpc import mirror
 from distqat.rpc.transport import Lane, Method
 from distqat.wire import frames
 from distqat.wire.frames import Chunk
-from distqat.wire.tensors import TensorHeader
 
 AVERAGING = "distqat.v1.Averaging"
-STATE = "distqat.v1.State"
 
 INVITE = Method(AVERAGING, "Invite")
 JOIN = Method(AVERAGING, "Join")
 EXCHANGE = Method(AVERAGING, "Exchange", Lane.BULK)
 VOTE = Method(AVERAGING, "Vote")
-FETCH = Method(STATE, "Fetch", Lane.BULK)
+LEAVE = Method(AVERAGING, "Leave")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Invited:
-    """What an invited sibling will do."""
-
-    joining: bool
-    reason: str = ""
-    leading: bool = False
-
-
-@dataclass(frozen=True)
-class JoinReply:
-    """The group, or a better anchor; exactly one is there."""
-
-    group: Group | None = None
-    stale: Stale | None = None
 
 
 @dataclass(frozen=True)
@@ -60,41 +40,15 @@ class SliceHeader:
     chunk: Chunk
 
 
-@dataclass(frozen=True)
-class Fetch:
-    """Asks for the committed state of a stage."""
-
-    run: RunId
-    stage: StageIndex
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a snapshot holds."""
-
-    round: int
-    digest: str
-    tensors: tuple[TensorHeader, ...]
-
-
-@dataclass(frozen=True)
-class StateHeader:
-    """The first frame of a snapshot carries the manifest."""
-
-    manifest: Manifest | None
-    chunk: Chunk
-
-
 _KINDS: dict[type, type[Message]] = {
     Invite: pb.InviteRequest,
     Invited: pb.InviteReply,
     Join: pb.JoinRequest,
     JoinReply: pb.JoinReply,
     Vote: pb.VoteRequest,
+    Leave: pb.LeaveRequest,
     Verdict: pb.VoteReply,
     SliceHeader: pb.SliceHeader,
-    Fetch: state_pb2.FetchRequest,
-    StateHeader: state_pb2.StateHeader,
 }
 
 
@@ -112,7 +66,7 @@ def decode(kind: type[T], data: bytes | memoryview) -> T:
     return message
 
 
-def frame(header: SliceHeader | StateHeader, *payload: memoryview | bytes) -> bytes:
+def frame(header: SliceHeader, *payload: memoryview | bytes) -> bytes:
     """A header and the views of its chunk, as one message."""
     return frames.join(encode(header), *payload)
 
@@ -131,6 +85,8 @@ def _fault(message: object) -> str:
         return "it must name its sibling, where that answers and the digest of its anchor"
     if isinstance(message, JoinReply) and (message.group is None) is (message.stale is None):
         return "it must hold a group or a donor"
+    if isinstance(message, Leave) and not message.peer:
+        return "it must name its sibling"
     if isinstance(message, Vote) and not (message.attempt and message.peer):
         return "it must name its attempt and its member"
     return ""

@@ -1,12 +1,13 @@
 """The outer step: local values to what a sibling contributes, an average to the next anchor.
 
-A vector is flat fp32 on the CPU, `num_elements` long: the parameters of the fragment first (`num_parameters` elements),
-then its float buffers (running statistics). Everything here makes new tensors; nothing that was committed changes.
+A stage is cut into **fragments** that synchronise in turn. The vector of a fragment is flat fp32 on the CPU: its
+parameters first, then its float buffers (running statistics). The vector of several fragments is theirs, one behind the
+other, and so is that of the whole stage here. Everything makes new tensors; nothing that was committed changes.
 
-Two kinds of round. In the **warm-up** siblings contribute their local values themselves, and the average is the new
-anchor: with one contributor the round changes no bit, which anchor - (anchor - local) would not promise. In **DiLoCo**
-(Douillard et al. 2023, arXiv:2311.08105) they contribute pseudo-gradients, and the outer optimizer is SGD with Nesterov
-momentum (Sutskever et al. 2013). Buffers are averaged plainly in both.
+Two kinds of round. In the **warm-up** all fragments synchronise after every step and the average of the local values
+is the new anchor. In **DiLoCo** (Douillard et al. 2023, arXiv:2311.08105; by fragments: Douillard et al. 2025,
+arXiv:2501.18512) siblings contribute pseudo-gradients, and the outer optimizer is SGD with Nesterov momentum (Sutskever
+et al. 2013). Buffers are averaged plainly in both.
 
 Every multiplication and addition is an operation of its own and rounded by itself: no fused multiply-add, so that two
 different CPUs agree to the bit.
@@ -14,95 +15,214 @@ different CPUs agree to the bit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
+import xxhash
+from torch import Tensor
 
+from distqat.averaging.phases import Phase
+from distqat.averaging.spans import BLOCK, Span, cut, spans
+from distqat.averaging.spans import Shape as Shape
+from distqat.ids import PeerId
 from distqat.model import state
-from distqat.sections import SyncSection
+from distqat.wire.codecs.codec import Floats
+from distqat.wire.codecs.memory import empty
+
+EXACT = "none"
+"""The codec with which an average travels bit for bit."""
 
 
-@dataclass(frozen=True)
-class Phase:
-    """How a round is taken."""
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What is committed of one fragment: `anchor` [num_elements], `momentum` [num_parameters]."""
 
-    is_plain: bool
-    """Local values are averaged (warm-up), not pseudo-gradients."""
-    steps: int
-    """Steps of a pipeline from the round before to this one."""
-    learning_rate: float
-    momentum: float
+    anchor: Tensor
+    momentum: Tensor
+    digest: str
+    """Of both, bit for bit."""
 
+    @classmethod
+    def of(cls, anchor: Tensor, momentum: Tensor) -> Part:
+        """The part of these numbers, with its digest worked out. Keeps the tensors."""
+        return cls(anchor, momentum, state.digest(anchor, momentum))
 
-def phase(number: int, sync: SyncSection) -> Phase:
-    """How round `number` is taken: the first `warmup_steps` rounds plainly and after every step, then DiLoCo."""
-    if number < sync.warmup_steps:
-        return Phase(is_plain=True, steps=1, learning_rate=1.0, momentum=0.0)
-    return Phase(False, sync.inner_steps, sync.outer_learning_rate, sync.outer_momentum)
-
-
-def steps_between(number: int, sync: SyncSection) -> int:
-    """Steps that a pipeline does before round `number` is due."""
-    return phase(number, sync).steps
+    @property
+    def shape(self) -> Shape:
+        """How long its vectors are."""
+        return Shape(self.momentum.numel(), self.anchor.numel())
 
 
 @dataclass(frozen=True, eq=False)
 class OuterState:
-    """What a sibling has committed: `anchor` [num_elements], `momentum` [num_parameters], `round` rounds so far."""
+    """What a sibling has committed, by fragments; parts that a round does not touch are shared by the states."""
 
-    anchor: torch.Tensor
-    momentum: torch.Tensor
+    parts: tuple[Part, ...]
     round: int
+    """Rounds so far."""
     digest: str
-    """Of round, anchor and momentum; equal digests mean equal bits."""
+    """Of round, members, anchors and momenta; equal digests mean equal bits."""
+    members: tuple[PeerId, ...] = ()
+    """Of the group that committed it, in order; empty before the first round. They decide together what comes next."""
 
     def __repr__(self) -> str:
         return f"<OuterState round {self.round} {self.digest[:8]}>"
 
     @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the fragments."""
+        return tuple(part.shape for part in self.parts)
+
+    @property
     def num_parameters(self) -> int:
-        """Elements of the anchor that are parameters; the rest are buffers."""
-        return self.momentum.numel()
+        """Of all fragments."""
+        return sum(part.momentum.numel() for part in self.parts)
 
     @property
     def num_elements(self) -> int:
-        """Elements of the anchor."""
-        return self.anchor.numel()
+        """Of all fragments."""
+        return sum(part.anchor.numel() for part in self.parts)
+
+    @property
+    def anchor(self) -> Tensor:
+        """Of all fragments [num_elements]; a view if there is one fragment, else a copy."""
+        return self.gather(range(len(self.parts)))
+
+    @property
+    def momentum(self) -> Tensor:
+        """Of all fragments [num_parameters]; a view if there is one fragment, else a copy."""
+        return _join([part.momentum for part in self.parts])
+
+    def gather(self, fragments: Sequence[int]) -> Tensor:
+        """The anchor of these fragments, one behind the other; a view if there is one fragment, else a copy."""
+        return _join([self.parts[index].anchor for index in fragments])
 
     @classmethod
-    def of(cls, anchor: torch.Tensor, momentum: torch.Tensor, number: int) -> OuterState:
-        """The state of these numbers, with its digest worked out. Keeps the tensors."""
-        return cls(anchor, momentum, number, state.digest(number, anchor, momentum))
+    def of(cls, parts: Sequence[Part], number: int, members: Sequence[PeerId] = ()) -> OuterState:
+        """The state of these parts after `number` rounds, of which these members committed the last."""
+        text = "\n".join((f"round {number}", *members, *(part.digest for part in parts)))
+        return cls(tuple(parts), number, xxhash.xxh3_128_hexdigest(text.encode()), tuple(members))
 
     @classmethod
-    def founding(cls, local: torch.Tensor, num_parameters: int) -> OuterState:
-        """Fresh numbers [num_elements] before the first round: no momentum yet. Copies them."""
-        return cls.of(local.clone(), torch.zeros(num_parameters), 0)
+    def founding(cls, local: Tensor, shapes: Sequence[Shape]) -> OuterState:
+        """Fresh numbers of all fragments before the first round: no momentum yet. Copies them."""
+        parts = [Part.of(own.clone(), torch.zeros(shape.num_parameters)) for own, shape in split(local, shapes)]
+        return cls.of(parts, 0)
 
 
-def delta(outer: OuterState, local: torch.Tensor, how: Phase) -> torch.Tensor:
-    """What a sibling with these local values contributes [num_elements].
+def split(vector: Tensor, shapes: Sequence[Shape]) -> Iterator[tuple[Tensor, Shape]]:
+    """The vectors of fragments that lie one behind the other, as views."""
+    begin = 0
+    for shape in shapes:
+        yield vector[begin : begin + shape.num_elements], shape
+        begin += shape.num_elements
+
+
+def delta(outer: OuterState, local: Tensor, how: Phase) -> Tensor:
+    """What a sibling with these local values of the round's fragments contributes, as long as they are.
 
     DiLoCo: the pseudo-gradient anchor - local for parameters, local values for buffers. Warm-up: all local values.
     """
     if how.is_plain:
         return local.clone()
-    parameters = outer.num_parameters
-    return torch.cat((outer.anchor[:parameters] - local[:parameters], local[parameters:]))
+    parts = [outer.parts[index] for index in how.fragments]
+    pieces: list[Tensor] = []
+    for part, (own, shape) in zip(parts, split(local, [part.shape for part in parts]), strict=True):
+        end = shape.num_parameters
+        pieces += [part.anchor[:end] - own[:end], own[end:]]
+    return torch.cat(pieces)
 
 
-def apply(outer: OuterState, average: torch.Tensor, how: Phase) -> OuterState:
-    """The state after a round with this average of contributions [num_elements].
+class Source(Protocol):
+    """An average that is read block by block; `contribution.Average` is one."""
 
-    m <- mu m + d;  theta <- theta - eta (d + mu m). In the warm-up theta <- d, and momentum stays as it is.
+    @property
+    def codec(self) -> str:
+        """In which it travelled."""
+        ...
+
+    def read(self, begin: int, scratch: Floats) -> Floats:
+        """As many elements as `scratch` has, from `begin` on, a multiple of BLOCK: there, or where they are already."""
+        ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An average that is there as a vector [num_elements]."""
+
+    vector: Tensor
+    codec: str = EXACT
+
+    def read(self, begin: int, scratch: Floats) -> Floats:
+        """See Source."""
+        there: Floats = self.vector.numpy()[begin : begin + len(scratch)]
+        return there
+
+
+def apply(
+    outer: OuterState, average: Tensor | Source, how: Phase, members: Sequence[PeerId] = (), codec: str = EXACT
+) -> OuterState:
+    """The state after a round of these members with this average, as long as the round's fragments are.
+
+    m <- mu m + d;  theta <- theta - eta (d + mu m). In the warm-up theta <- d, and momentum stays as it is. Of an
+    average that travelled with a lossy codec all is differences: in the warm-up and for buffers theta <- theta - d.
+    `codec` is that of a vector; a source knows its own.
     """
-    if how.is_plain:
-        return OuterState.of(average.clone(), outer.momentum, outer.round + 1)
-    gradient, buffers = average[: outer.num_parameters], average[outer.num_parameters :]
-    momentum = outer.momentum * how.momentum
-    momentum = momentum + gradient
-    step = momentum * how.momentum
-    step = gradient + step
-    step = step * how.learning_rate
-    parameters = outer.anchor[: outer.num_parameters] - step
-    return OuterState.of(torch.cat((parameters, buffers)), momentum, outer.round + 1)
+    source = Whole(average, codec) if isinstance(average, Tensor) else average
+    steps = {index: _Step(outer.parts[index], how, source.codec != EXACT) for index in how.fragments}
+    whole = spans(outer.shapes, how)
+    mean, elements = np.empty(BLOCK, np.float32), whole[-1].end if whole else 0
+    for begin in range(0, elements, BLOCK):
+        block = source.read(begin, mean[: min(BLOCK, elements - begin)])
+        for span in cut(whole, begin, begin + len(block), BLOCK):
+            steps[span.fragment].take(span, block[span.begin - begin : span.end - begin])
+    parts = list(outer.parts)
+    for index, step in steps.items():
+        parts[index] = step.result()
+    return OuterState.of(parts, outer.round + 1, members)
+
+
+class _Step:
+    """The outer step of one fragment, taken piece by piece so that each stays in the caches."""
+
+    def __init__(self, part: Part, how: Phase, is_difference: bool) -> None:
+        self.how = how
+        self.is_difference = is_difference
+        self._before: tuple[Floats, Floats] = (part.anchor.numpy(), part.momentum.numpy())
+        self._anchor = empty((part.shape.num_elements,), torch.float32)
+        self._momentum = part.momentum if how.is_plain else empty((part.shape.num_parameters,), torch.float32)
+        self._after: tuple[Floats, Floats] = (self._anchor.numpy(), self._momentum.numpy())
+        self._rate, self._mu = np.float32(how.learning_rate), np.float32(how.momentum)
+        self._scratch = np.empty(BLOCK, np.float32)
+        self._digest = state.Digest(2)
+
+    def take(self, span: Span, mean: Floats) -> None:
+        """Elements of the average, to be put behind those before. They are digested while they are in the caches."""
+        theta, after = self._before[0][span.within], self._after[0][span.within]
+        if span.is_parameter and not self.how.is_plain:
+            momentum, step = self._after[1][span.within], self._scratch[: len(mean)]
+            np.multiply(self._before[1][span.within], self._mu, out=momentum)
+            np.add(momentum, mean, out=momentum)
+            np.multiply(momentum, self._mu, out=step)
+            np.add(mean, step, out=step)
+            np.multiply(step, self._rate, out=step)
+            np.subtract(theta, step, out=after)
+            self._digest.update(1, momentum.view(np.uint8).data)
+        elif self.is_difference:
+            np.subtract(theta, mean, out=after)
+        else:
+            np.copyto(after, mean)
+        self._digest.update(0, after.view(np.uint8).data)
+
+    def result(self) -> Part:
+        """The fragment after the round."""
+        if self.how.is_plain:
+            self._digest.update(1, self._momentum.numpy().view(np.uint8).data)
+        return Part(self._anchor, self._momentum, self._digest.hex())
+
+
+def _join(vectors: Sequence[Tensor]) -> Tensor:
+    return vectors[0] if len(vectors) == 1 else torch.cat(list(vectors))

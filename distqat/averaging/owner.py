@@ -1,7 +1,7 @@
 """What a member does as the owner of a slice: add the contributions chunk by chunk, send the mean to everyone.
 
 Chunk c is added as soon as chunk c of every contributor is there, in the order of the members. The mean is encoded once
-and the same bytes go to all. Members stay within a few chunks of each other, so memory is bounded.
+and the same bytes go to all.
 """
 
 from __future__ import annotations
@@ -9,23 +9,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-
 from distqat.aio import Mailbox
-from distqat.averaging import reduce
-from distqat.averaging.attempt import Attempt, AttemptError, blaming, limit, ranges
+from distqat.averaging.attempt import Attempt, limit
+from distqat.averaging.blame import AttemptError, blaming
 from distqat.averaging.group import Member
 from distqat.averaging.messages import SliceHeader
-from distqat.errors import RefusedError, RoundError, TensorError
+from distqat.averaging.reduce import Reducer
+from distqat.errors import RefusedError, RoundError
 from distqat.ids import PeerId, short
 from distqat.rpc.transport import Stream
 from distqat.wire.frames import Chunk
 
-AHEAD = 4
-"""Averaged chunks that are worked out before the slowest member has taken them."""
-
 INBOX = 2
 """Chunks of one member that wait to be added."""
+
+KEPT_FRAMES = 4
+"""Averaged chunks that are kept as they travel, for those members who take them late; older ones are made again."""
+
+INLINE_ELEMENTS = 1 << 16
+"""Elements that are decoded and added on the spot; handing them to a thread would take longer."""
 
 
 class Owner:
@@ -34,30 +36,25 @@ class Owner:
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
         self.mine = attempt.mine
-        self._contributors = attempt.group.contributors
-        self._weights = reduce.weights([member.samples for member in self._contributors])
+        self.reducer = Reducer(
+            attempt.group, attempt.mine, attempt.state, attempt.context.phase(attempt.state.round), attempt.contribution
+        )
         self._inboxes = {
-            member.peer: Mailbox[torch.Tensor](f"chunks of {short(member.peer)}", INBOX)
-            for member in self._contributors
+            member.peer: Mailbox[memoryview](f"chunks of {short(member.peer)}", INBOX)
+            for member in attempt.group.contributors
             if member != self.mine
         }
         self._served: set[PeerId] = set()  # Members whose stream has come.
-        self._sent = {member.peer: 0 for member in attempt.group.members if member != self.mine}  # Averaged chunks.
-        self._encoded: list[memoryview] = []  # Averaged chunks as they travel.
+        self._averaged = 0  # Chunks whose mean is there.
+        self._frames: dict[int, bytes] = {}  # The latest averaged chunks as they travel, by number.
 
     async def average(self) -> None:
         """Average the slice. Raises AttemptError that names who is to blame."""
-        attempt = self.attempt
-        average = attempt.average[self.mine.begin : self.mine.end]
-        for begin, end in ranges(self.mine.elements):
-            parts = [await self._next(member, begin, end) for member in self._contributors]
-            mean = await attempt.context.work(partial(self._mean, parts))
-            encoded = attempt.codec.encode(mean)
-            # What everyone else will decode, so that all hold the same bits whatever the codec.
-            average[begin:end] = attempt.codec.decode(encoded, torch.float32, (end - begin,))
-            self._encoded.append(encoded)
-            attempt.wake()
-            await self._keep_pace()
+        for begin, end in self.attempt.ranges(self.mine):
+            parts = [await self._next(member) for member in self.attempt.group.contributors]
+            await self._reduce(begin, end, parts)
+            self._averaged += 1
+            self.attempt.wake()
 
     async def serve(self, stream: Stream, header: SliceHeader, payload: memoryview) -> None:
         """One member's stream, of which the first frame has been read. Raises RoundError."""
@@ -71,56 +68,51 @@ class Owner:
         except AttemptError as error:
             raise RoundError(error.reason) from None
 
+    async def _reduce(self, begin: int, end: int, parts: Sequence[memoryview | None]) -> None:
+        work = partial(self.reducer.reduce, begin, end, parts, self.attempt.payload)
+        if len(parts) * (end - begin) <= INLINE_ELEMENTS:
+            work()
+        else:
+            await self.attempt.context.work(work)
+
     async def _read(self, member: Member, stream: Stream, header: SliceHeader, payload: memoryview) -> None:
         """Take the member's chunks as fast as they are added."""
         with blaming(member):
             if not member.samples:
-                self.attempt.expect(header, member, Chunk(0, 0))
+                self.attempt.expect_header(header, member, Chunk(0, 0))
                 return
-            for begin, end in ranges(self.mine.elements):
-                chunk = self.attempt.chunk(self.mine, begin)
-                if begin == 0:
-                    self.attempt.expect(header, member, chunk)
-                    self.attempt.bytes += len(payload)
-                    part = self.attempt.codec.decode(payload, torch.float32, (end,))
+            for bounds in self.attempt.ranges(self.mine):
+                if bounds[0] == self.mine.begin:
+                    self.attempt.expect(header, payload, member, self.mine, bounds)
                 else:
-                    part = self.attempt.decode(await stream.receive(), member, chunk, end - begin)
-                await self._inboxes[member.peer].put(part)
+                    payload = self.attempt.unframe(await stream.receive(), member, self.mine, bounds)
+                await self._inboxes[member.peer].put(payload)
 
     async def _write(self, member: Member, stream: Stream) -> None:
         """Send the averaged chunks as they come into being."""
-        for number, (begin, _) in enumerate(ranges(self.mine.elements)):
-            while len(self._encoded) <= number:
+        for number, (begin, end) in enumerate(self.attempt.ranges(self.mine)):
+            while self._averaged <= number:
                 await self.attempt.until_changed()
             with blaming(member):
                 async with limit(self._patience, f"{short(member.peer)} takes no averaged chunk", member.peer):
-                    await self.attempt.send(stream, self.attempt.chunk(self.mine, begin), self._encoded[number])
-            self._sent[member.peer] = number + 1
-            self.attempt.wake()
+                    await self.attempt.send(stream, self._frame(number, begin, end))
 
-    async def _next(self, member: Member, begin: int, end: int) -> torch.Tensor:
-        """The contributor's part of the next chunk."""
+    def _frame(self, number: int, begin: int, end: int) -> bytes:
+        """An averaged chunk as it travels, which is the same for everyone."""
+        if number not in self._frames:
+            attempt = self.attempt
+            part = attempt.codec.cut(attempt.payload, attempt.elements, begin, end)
+            self._frames[number] = attempt.frame(attempt.chunk(self.mine, begin), part)
+            while len(self._frames) > KEPT_FRAMES:
+                del self._frames[min(self._frames)]
+        return self._frames[number]
+
+    async def _next(self, member: Member) -> memoryview | None:
+        """The contributor's part of the next chunk; None for this member's own."""
         if member == self.mine:
-            contribution = self.attempt.contribution
-            assert contribution is not None
-            return contribution[self.mine.begin + begin : self.mine.begin + end]
+            return None
         async with limit(self._patience, f"no contribution from {short(member.peer)}", member.peer):
             return await self._inboxes[member.peer].get()
-
-    def _mean(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        for member, part in zip(self._contributors, parts, strict=True):
-            try:
-                reduce.check_finite(part, short(member.peer))
-            except TensorError as error:
-                raise AttemptError(error.reason, member.peer) from None
-        return reduce.weighted_mean(parts, self._weights)
-
-    async def _keep_pace(self) -> None:
-        """Wait for the member that is furthest behind with taking averaged chunks."""
-        while self._sent and len(self._encoded) - min(self._sent.values()) > AHEAD:
-            slowest = min(self._sent, key=lambda peer: self._sent[peer])
-            async with limit(self._patience, f"{short(slowest)} takes no averaged chunk", slowest):
-                await self.attempt.until_changed()
 
     @property
     def _patience(self) -> float:

@@ -1,56 +1,71 @@
-"""The way to one committed round: attempt after attempt, each with a leader, a group, an exchange and a verdict.
+"""Takes a sibling through its rounds: does what `round` says, and tells it what came of it. Decides nothing.
 
-An attempt that fails costs nothing but time: nothing is applied before the leader has said that all members hold the
-same result, and the next attempt does without whoever was lost. A sibling that has voted and never heard the verdict
-finds out by asking the next leader: if the round is committed anywhere it is offered what it voted for.
+What it is busy with (waiting at a leader, averaging, waiting for a verdict, fetching state) is one task at a time;
+siblings that a leader rings have a task each. What others send comes in between, as it comes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
-from distqat.averaging import catchup, member, outer, rendezvous, slices
-from distqat.averaging.attempt import AttemptError
-from distqat.averaging.ballot import Ballot
-from distqat.averaging.committed import Committed, Receipt
-from distqat.averaging.context import Context
+from distqat.averaging import calls, catchup, events, outer
+from distqat.averaging.blame import AttemptError
+from distqat.averaging.committed import Committed
+from distqat.averaging.context import LOOK_INTERVAL, Context, wait_changed
+from distqat.averaging.contribution import Average
 from distqat.averaging.effort import Effort, Prepared
+from distqat.averaging.events import Event
 from distqat.averaging.exchange import Exchange, Exchanges
-from distqat.averaging.group import Group, Join, RoundRef, Stale, Verdict, Vote
-from distqat.averaging.leader import Leader
-from distqat.averaging.lobby import Doing, Lobby
+from distqat.averaging.group import Contact, Group, Invite, Invited, Join
+from distqat.averaging.kept import Kept
+from distqat.averaging.lobby import Lobby
 from distqat.averaging.outer import OuterState
-from distqat.errors import (
-    DeadlineError,
-    DistqatError,
-    OverloadedError,
-    RefusedError,
-    RoundError,
-    StaleError,
-    TensorError,
-    WrongRunError,
-)
-from distqat.ids import Endpoint, PeerId, short
+from distqat.averaging.round import Round
+from distqat.averaging.way import State
+from distqat.errors import DistqatError, RoundError
+from distqat.ids import PeerId, short
 from distqat.telemetry import Reason
 
 log = logging.getLogger(__name__)
 
-PAUSE = 0.05
-"""Seconds before the next attempt when nobody was lost; doubled with every failure, up to ten times this."""
+TICK = 1e-4
+"""Seconds that it waits at least, so that a clock's rounding never makes it wait in vain for ever."""
+
+RINGING = (State.FORMING, State.COUNTING)
+"""States in which others are rung."""
 
 
 class Pursuit:
-    """Takes one sibling through its rounds."""
+    """One sibling's rounds."""
 
-    def __init__(self, context: Context, lobby: Lobby, committed: Committed, reason: Reason) -> None:
+    def __init__(self, context: Context, committed: Committed, reason: Reason) -> None:
         self.context = context
-        self.lobby = lobby
         self.committed = committed
         self.reason = reason
-        self.leader = Leader(context, lobby, reason)
+        me = Contact(context.me, context.endpoint)
+        self.round = Round(me, context.round(0), context.sync, context.waits, secrets.token_hex(4))
+        self.lobby = Lobby(context.me, self.feed, lambda: self.round.state)
         self.exchanges = Exchanges()
+        self.invited = asyncio.Event()  # Set while another sibling waits for this one.
+        self.prepared: Prepared | None = None  # What this sibling last voted for, or would have.
+        self._effort: Effort | None = None  # The call under way.
+        self._group: asyncio.TaskGroup | None = None  # Owns the tasks of that call.
+        self._busy: asyncio.Task[None] | None = None  # What it is busy with.
+        self._rings: set[asyncio.Task[None]] = set()  # Siblings that are rung.
+        self._exchange: Exchange | None = None  # Of the attempt that it takes part in.
+        self._events: deque[Event] = deque()  # That have happened while another one was being dealt with.
+        self._is_feeding = False
+        self._reply: Invited | DistqatError | None = None  # To the latest invitation.
+        self._ended: events.Finish | None = None  # What the call came to; None while it goes on.
+        self._due = 0.0  # When the clock is looked at next.
+        self._changed = asyncio.Event()  # Set when it has to be sooner.
+        committed.on_moved = self._on_moved
 
     @property
     def outer(self) -> OuterState:
@@ -59,167 +74,226 @@ class Pursuit:
             raise RoundError(f"{short(self.context.me)} has no committed state to start a round from")
         return self.committed.outer
 
-    @property
-    def round(self) -> RoundRef:
-        """The next round of this sibling."""
-        return self.context.round(self.outer.round)
-
-    async def pursue(self, effort: Effort) -> None:
-        """Attempt after attempt, until one commits or the state of one that did is here. Raises RoundError."""
-        is_done = False
-        while not is_done:
-            leader, endpoint = self._choose(effort)
+    async def pursue(self, effort: Effort, join: Join) -> None:
+        """Until a round is committed, or the state of one that was is here. Raises RoundError."""
+        self._effort, self._ended = effort, None
+        async with asyncio.TaskGroup() as group:
+            self._group = group
             try:
-                is_done = await self._attempt(effort, leader, endpoint)
-            except (WrongRunError, TensorError) as error:
-                raise RoundError(f"{self.round}: {error.reason}") from None
-            except AttemptError as error:
-                log.info("an attempt at %s failed: %s", self.round, error)
-                await self._pause(effort)
-            except RoundError:
-                raise
-            except (RefusedError, OverloadedError, DeadlineError, StaleError) as error:
-                # It lives, but does not lead now; the next in the order does.
-                log.debug("%s at %s: %s", self.round, short(leader), error)
-                self.lobby.decline(leader)
-                effort.declined.add(leader)
-                await self._pause(effort)
-            except DistqatError as error:
-                self.lobby.decline(leader)
-                effort.lose(leader, error)
+                self._look()
+                self.feed(events.Begin(join))
+                await self._watch_clock()
+            finally:
+                self.stop(f"{short(self.context.me)} gave up round {join.round.number}")
+        ended: events.Finish | None = self._ended
+        if ended is not None and ended.failure:
+            raise RoundError(ended.failure)
 
-    def _choose(self, effort: Effort) -> tuple[PeerId, Endpoint]:
-        """Where to go: to who waits here, to who has invited, else to the first in the order."""
-        me, invite = self.context.me, self.lobby.invite
-        if self.lobby.has_guests and (invite is None or rendezvous.outranks(invite.round, me, invite.leader)):
-            return me, self.context.endpoint
-        if invite is not None:
-            return invite.leader, invite.endpoint
-        given_up = effort.lost | effort.declined | self.lobby.excluded.keys()
-        endpoints = {peer: sibling.endpoint for peer, sibling in self.context.ready().items() if peer not in given_up}
-        endpoints[me] = self.context.endpoint
-        first = rendezvous.order(self.round, endpoints)[0]
-        return first, endpoints[first]
+    def stop(self, reason: str) -> None:
+        """End whatever is under way. Those who wait here look elsewhere, unless a call has just come to its end."""
+        if self._group is None or self._ended is None:
+            self.feed(events.Stopped(reason))
+        self._group = self._effort = None
+        for task in (self._busy, *self._rings):
+            if task is not None:
+                task.cancel()
+        self._busy = None
+        self._rings.clear()
 
-    async def _attempt(self, effort: Effort, leader: PeerId, endpoint: Endpoint) -> bool:
-        """Whether the effort is over: a round is committed, or what others have committed is here."""
-        context, state = self.context, self.outer
-        join = Join(self.round, context.me, context.endpoint, effort.samples, state.digest, context.num_elements)
-        if leader == context.me:
-            with self.lobby.leading():
-                reply = await self.leader.lead(effort, join)
-                if reply.group is not None:
-                    self.lobby.doing = Doing.EXCHANGING
-                    return await self._exchange(effort, reply.group, leader, endpoint)
-        else:
-            self.reason.set(f"{self.round}: waiting for {short(leader)} to form it", logging.DEBUG)
-            with self.lobby.elsewhere(leader, f"{short(leader)} leads {self.round}"):
-                reply = await member.join(context, leader, endpoint, join)
-                if reply.group is not None:
-                    slices.check(reply.group, join)
-                    return await self._exchange(effort, reply.group, leader, endpoint)
-        assert reply.stale is not None
-        return await self._catch_up(effort, reply.stale)
-
-    async def _exchange(self, effort: Effort, group: Group, leader: PeerId, endpoint: Endpoint) -> bool:
-        """Exchange, vote, and commit if that is the verdict."""
-        ballot = self.leader.ballot(group.attempt) if leader == self.context.me else None
-        exchange: Exchange | None = None
+    def feed(self, event: Event) -> None:
+        """Something has happened: do what follows, at once and in order."""
+        self._events.append(event)
+        if self._is_feeding:
+            return
+        self._is_feeding = True
         try:
-            exchange = await self._begin(effort, group)
-            vote = await self._prepare(effort, exchange)
-            self.reason.set(f"{self.round}: waiting for the verdict of {short(leader)}", logging.DEBUG)
-            verdict = await self._vote(vote, leader, endpoint, ballot)
+            while self._events:
+                now = asyncio.get_running_loop().time()
+                for action in self.round.handle(self._events.popleft(), now):
+                    self._do(action)
         finally:
-            if exchange is not None:
-                self.exchanges.end(exchange)
-            if ballot is not None:
-                ballot.abandon(f"{short(leader)} has left the attempt")
-        if verdict.committed:
-            self._commit(effort)
-            return True
-        self._learn(effort, verdict)
-        return False
+            self._is_feeding = False
+        self._after()
 
-    async def _begin(self, effort: Effort, group: Group) -> Exchange:
-        state, how = self.outer, outer.phase(self.outer.round, self.context.sync)
-        if effort.contribution is None and effort.samples:
-            effort.contribution = await self.context.work(partial(outer.delta, state, effort.local, how))
-        exchange = Exchange(self.context, group, effort.contribution)
-        self.exchanges.begin(exchange)
-        self.reason.set(f"{self.round}: exchanging among {len(group.members)}", logging.DEBUG)
-        return exchange
+    def consider(self, invite: Invite) -> Invited:
+        """What this sibling will do about an invitation. Raises StaleError when the round is committed here."""
+        self.feed(events.Called(invite))
+        reply, self._reply = self._reply, None
+        if isinstance(reply, DistqatError):
+            raise reply
+        assert reply is not None
+        return reply
 
-    async def _prepare(self, effort: Effort, exchange: Exchange) -> Vote:
+    def _after(self) -> None:
+        if self.round.is_wanted:
+            self.invited.set()
+        else:
+            self.invited.clear()
+        if self.round.state is not State.RESTING:
+            self.reason.set(self.round.describe(), logging.DEBUG)
+        if self.round.state not in RINGING:
+            for task in self._rings:
+                task.cancel()
+        if self._ended is not None or self.round.wake < self._due:
+            self._changed.set()
+
+    async def _watch_clock(self) -> None:
+        """Look again when it is time."""
+        loop = asyncio.get_running_loop()
+        looked = loop.time()
+        while self._ended is None:
+            self._due = looked + LOOK_INTERVAL
+            if self.round.wake > looked:
+                self._due = min(self._due, self.round.wake)
+            if loop.time() >= self._due:
+                looked = loop.time()
+                self._look()
+            else:
+                await wait_changed(self._changed, max(self._due - loop.time(), TICK))
+
+    def _look(self) -> None:
+        ready = {peer: sibling.endpoint for peer, sibling in self.context.ready().items()}
+        self.feed(events.Looked(ready))
+
+    def _on_moved(self, state: OuterState) -> None:
+        elements = self.context.elements(self.context.phase(state.round))
+        # Before anything else that has happened meanwhile: it would meet a state that is gone.
+        self._events.appendleft(events.Moved(state.round, state.digest, state.members, elements))
+        if not self._is_feeding:
+            self.feed(self._events.popleft())
+
+    def _do(self, action: events.Action) -> None:
+        match action:
+            case events.Ask(leader, join):
+                self._start(partial(calls.ask, self.context, leader, join))
+            case events.Exchange(group):
+                self._start(partial(self._average, group))
+            case events.Cast(leader, vote):
+                self._start(partial(calls.cast, self.context, leader, vote))
+            case events.Fetch():
+                self._start(partial(self._catch_up, action))
+            case events.Ring(contact):
+                self._ring(contact)
+            case events.Open(group):
+                self.lobby.open(group)
+            case events.Release(peer, reply):
+                self.lobby.release(peer, reply)
+            case events.Reply(reply):
+                self._reply = reply
+            case events.Pronounce(attempt, verdict):
+                self.lobby.pronounce(attempt, verdict)
+            case events.Conclude(attempt):
+                self._conclude(attempt)
+            case events.Commit(digest):
+                self._commit(digest)
+            case events.Report(peer, reason, is_refused):
+                self._report(peer, reason, is_refused)
+            case events.Finish():
+                self._ended = action
+
+    # Tasks.
+
+    def _start(self, work: Callable[[], Awaitable[Event | None]]) -> None:
+        """Be busy with this instead of whatever was before."""
+        assert self._group is not None
+        if self._busy is not None and self._busy is not asyncio.current_task():
+            self._busy.cancel()
+        self._busy = self._group.create_task(self._tell(work))
+
+    def _ring(self, contact: Contact) -> None:
+        assert self._group is not None
+        join = self.round.mine
+        assert join is not None
+        task = self._group.create_task(self._tell(partial(calls.ring, self.context, contact, join)))
+        self._rings.add(task)
+        task.add_done_callback(self._rings.discard)
+
+    async def _tell(self, work: Callable[[], Awaitable[Event | None]]) -> None:
+        event = await work()
+        if event is not None:
+            self.feed(event)
+
+    async def _average(self, group: Group) -> Event:
         """What the round would end with, worked out but not applied; or why there is nothing."""
-        group = exchange.attempt.group
-        effort.prepared = None
+        assert self._effort is not None
+        mine, before = group.find(self.context.me), self.outer
+        contribution = self._effort.contribution if mine is not None and mine.samples else None
+        exchange = self._exchange = Exchange(self.context, group, contribution, before)
+        self.exchanges.begin(exchange)
         try:
             average = await exchange.run()
         except AttemptError as error:
-            return Vote(group.attempt, self.context.me, False, reason=error.reason, lost=error.lost or "")
-        how = outer.phase(self.outer.round, self.context.sync)
-        state = await self.context.work(partial(outer.apply, self.outer, average, how))
-        effort.prepared = Prepared(state, group, exchange.attempt.bytes)
-        return Vote(group.attempt, self.context.me, True, digest=state.digest)
+            return events.Broken(error.reason, error.lost or "")
+        how, members = self.context.phase(before.round), tuple(member.peer for member in group.members)
+        state = await self.context.work(partial(outer.apply, before, average, how, members))
+        self.prepared = Prepared(state, group, average, contribution)
+        return events.Averaged(state.digest)
 
-    async def _vote(self, vote: Vote, leader: PeerId, endpoint: Endpoint, ballot: Ballot | None) -> Verdict:
-        if ballot is None:
-            return await member.vote(self.context, leader, endpoint, vote)
-        ballot.cast(vote)
-        return await ballot.conclude()
+    async def _catch_up(self, fetch: events.Fetch) -> Event | None:
+        """Take what others have committed, of which `_on_moved` tells."""
+        before, stale, effort = self.outer, fetch.stale, self._effort
+        assert effort is not None
+        try:
+            caught = await catchup.advance(self.context, before, stale)
+        except DistqatError as error:
+            return events.Missed(stale.donor, error.reason)
+        if caught.state.round < before.round:
+            reason = f"has committed {caught.state.round} rounds, fewer than {before.round}"
+            return events.Missed(stale.donor, f"{short(stale.donor)} {reason}")
+        effort.contribution = None
+        self.committed.keep(caught.rounds)
+        if fetch.group is not None and caught.state.digest == stale.digest:
+            # What this sibling has contributed is in it: the round is as good as any other.
+            self._finish_round(caught.state, fetch.group, None)
+        else:
+            # What may be in the rounds that were missed must not be carried over as well.
+            effort.caught.append(caught.is_replayed and not self.round.is_exposed)
+            self.committed.adopt(caught.state)
+        return None
 
-    def _commit(self, effort: Effort) -> None:
+    # Ends.
+
+    def _conclude(self, attempt: str) -> None:
+        """The streams of the attempt break, and late ones are refused."""
+        if self._exchange is not None and self._exchange.attempt.group.attempt == attempt:
+            self.exchanges.end(self._exchange)
+            self._exchange = None
+
+    def _commit(self, digest: str) -> None:
         """Make what was prepared the committed state."""
-        prepared = effort.prepared
-        if prepared is None:
-            raise RoundError(f"{self.round} was committed by its leader without the vote of {short(self.context.me)}")
-        receipt = Receipt(
-            round=self.outer.round,
-            contributors=tuple(member.peer for member in prepared.group.contributors),
-            samples=prepared.group.samples,
-            bytes=prepared.bytes,
-            seconds=asyncio.get_running_loop().time() - effort.began,
-            digest=prepared.state.digest,
-            lost=tuple(sorted(effort.lost)),
+        prepared, self.prepared = self.prepared, None
+        assert prepared is not None
+        assert prepared.state.digest == digest
+        before = self.outer
+        self.committed.feedback.commit(prepared.contribution, prepared.average)
+        kept = Kept(
+            round=before.round,
+            before=before.digest,
+            digest=digest,
+            members=prepared.state.members,
+            codec=prepared.average.codec,
+            payload=prepared.average.payload,
         )
-        self.committed.commit(prepared.state, receipt)
+        self.committed.keep([kept])
+        self._finish_round(prepared.state, prepared.group, prepared.average)
+
+    def _finish_round(self, state: OuterState, group: Group, average: Average | None) -> None:
+        assert self._effort is not None
+        company, contributors = self.round.company, {member.peer for member in group.contributors}
+        if average is None:
+            self.committed.feedback.clear()
+        seconds = asyncio.get_running_loop().time() - self._effort.began
+        receipt = replace(
+            self.committed.receipt(group, state.digest, average, seconds),
+            lost=tuple(sorted(company.lost.keys() - contributors)),
+            refused=tuple(sorted((company.muted | self.round.refused).items())),
+        )
+        self.committed.commit(state, receipt)
         log.debug("round %d: %d samples of %d", receipt.round, receipt.samples, len(receipt.contributors))
 
-    def _learn(self, effort: Effort, verdict: Verdict) -> None:
-        """The attempt was abandoned: do without whoever was lost. Raises RoundError if that is this sibling."""
-        effort.prepared = None
-        effort.declined.clear()
-        if self.context.me in verdict.lost:
-            raise RoundError(f"{short(self.context.me)} is left out of {self.round}: {verdict.reason}")
-        for name in verdict.lost:
-            peer = PeerId(name)
-            self.lobby.excluded[peer] = verdict.reason
-            effort.lose(peer, AttemptError(verdict.reason))
-        if not verdict.lost:
-            raise AttemptError(verdict.reason)
-
-    async def _catch_up(self, effort: Effort, stale: Stale) -> bool:
-        """Take what the group holds; the effort goes on only if a sibling waits for this one."""
-        before, prepared = self.outer, effort.prepared
-        if stale.digest == before.digest:
-            # Nobody has trained since the round before: the anchor stands.
-            return True
-        if prepared is not None and prepared.state.digest == stale.digest:
-            self._commit(effort)
-            return True
-        self.reason.set(f"{self.round}: catching up from {short(stale.donor)}")
-        try:
-            state = await catchup.fetch(self.context, stale.donor, stale.endpoint)
-        except DistqatError as error:
-            effort.lose(stale.donor, error)
-            return False
-        if state.round < before.round:
-            raise StaleError(f"{short(stale.donor)} has committed {state.round} rounds, fewer than {before.round}")
-        effort.forget_contribution()
-        self.committed.adopt(state)
-        return state.round > before.round and not self.lobby.invited.is_set()
-
-    async def _pause(self, effort: Effort) -> None:
-        effort.failures += 1
-        await asyncio.sleep(min(PAUSE * 2.0 ** (effort.failures - 1), 10 * PAUSE))
+    def _report(self, peer: PeerId, reason: str, is_refused: bool) -> None:
+        if is_refused:
+            log.warning("%s: the contribution of %s is not taken: %s", self.round.round, short(peer), reason)
+            self.context.on_refused(peer, reason)
+        else:
+            self.context.on_lost(peer, reason)

@@ -1,16 +1,33 @@
-"""The weighted mean of one part of a slice, the same bits wherever it is computed.
+"""The weighted mean of a slice, the same bits wherever it is computed.
 
-sum_i w_i x_i in fp32, taken in the order of the members, each product and each sum rounded by itself. The weight of a
-member is its samples over the samples of all contributors, divided in fp64 and then rounded to fp32.
+sum_i w_i x_i in fp32, taken in the order of the members, each product and each sum rounded by itself, whatever the
+order in which the contributions came. The weight of a member is its samples over the samples of all contributors, times
+its factor for parameters, worked out in fp64 and then rounded to fp32.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from distqat.averaging import spans
+from distqat.averaging.blame import AttemptError, blaming
+from distqat.averaging.contribution import Contribution, sum_of_squares
+from distqat.averaging.group import Group, Member
+from distqat.averaging.outer import EXACT, OuterState
+from distqat.averaging.phases import Phase
+from distqat.averaging.spans import BLOCK, Span
 from distqat.errors import TensorError
+from distqat.ids import short
+from distqat.wire import codecs
+from distqat.wire.codecs.codec import Floats
+from distqat.wire.codecs.memory import empty
+
+SLACK = 1e-3
+"""By how much a contribution may be longer than its sender said: sums of squares are rounded."""
 
 
 def weights(samples: Sequence[int]) -> list[torch.Tensor]:
@@ -27,7 +44,135 @@ def weighted_mean(parts: Sequence[torch.Tensor], by: Sequence[torch.Tensor]) -> 
     return mean
 
 
-def check_finite(part: torch.Tensor, whose: str) -> None:
-    """Raise TensorError naming the contributor if there is NaN or infinity in its part."""
-    if not bool(torch.isfinite(part).all()):
-        raise TensorError(f"the contribution of {whose} holds NaN or infinity")
+class Reducer:
+    """Adds up the slice of one owner, chunk after chunk, and encodes the mean. Block by block, so all stays in caches.
+
+    What is refused is named: what is not finite, and a slice that is longer (as a vector) than its whole contribution
+    was said to be.
+    """
+
+    def __init__(
+        self, group: Group, mine: Member, state: OuterState, how: Phase, contribution: Contribution | None
+    ) -> None:
+        self.mine = mine
+        self.how = how
+        self.contribution = contribution
+        self.contributors = group.contributors
+        self.codec = codecs.find(group.codec)
+        self.elements = group.members[-1].end
+        self.error: Floats | None = None  # [slice] What encoding the mean has lost; None unless it is wanted.
+        if contribution is not None and contribution.feedback.is_on(group.codec):
+            self.error = np.zeros(mine.elements, np.float32)
+        self._state = state
+        self._spans = spans.spans(state.shapes, how)
+        self._is_plain = how.is_plain and group.codec == EXACT  # Values travel, not differences.
+        self._shares = {member.peer: member.samples / group.samples for member in self.contributors}
+        self._squares = dict.fromkeys(self._shares, 0.0)  # Of the parameters of each contributor so far.
+        self._sum, self._part, self._moved = (np.empty(BLOCK, np.float32) for _ in range(3))
+
+    def reduce(self, begin: int, end: int, parts: Sequence[memoryview | None], payload: memoryview) -> None:
+        """Average elements `begin` to `end` of the slice's vector, and write them encoded into the whole `payload`.
+
+        `parts` are their bytes from each contributor, in order; None: this member's own. Raises AttemptError that names
+        who is to blame.
+        """
+        for at in range(begin, end, BLOCK):
+            until = min(at + BLOCK, end)
+            mean = self._mean(begin, at, until, end, parts)
+            try:
+                self.codec.encode_part(mean, payload, self.elements, at)
+            except TensorError as error:
+                raise AttemptError(f"the average cannot be sent: {error.reason}") from None
+            if self.error is not None:
+                self._keep_error(mean, payload, at)
+
+    def _mean(self, begin: int, at: int, until: int, end: int, parts: Sequence[memoryview | None]) -> Floats:
+        total, part = self._sum[: until - at], self._part[: until - at]
+        pieces = list(spans.cut(self._spans, at, until, BLOCK))
+        for number, (member, data) in enumerate(zip(self.contributors, parts, strict=True)):
+            place = part if number else total
+            with blaming(member):
+                if data is None:
+                    self._read_own(at, place)
+                else:
+                    self.codec.decode_part(data, end - begin, at - begin, place)
+            for piece in pieces:
+                self._weigh(member, piece, place[piece.begin - at : piece.end - at], data is None)
+            if number:
+                np.add(total, part, out=total)
+        return total
+
+    def _read_own(self, at: int, out: Floats) -> None:
+        contribution = self.contribution
+        assert contribution is not None
+        encoded = contribution.encode(self.codec.name)
+        if encoded is None:
+            contribution.read(at, out, is_exact=True)
+        else:
+            self.codec.decode_part(encoded, self.elements, at, out)
+
+    def _weigh(self, member: Member, piece: Span, values: Floats, is_own: bool) -> None:
+        """Check the values, and multiply them in place."""
+        share = self._shares[member.peer]
+        if self._is_plain and piece.is_parameter and not (is_own and member.factor == 1.0):
+            anchor = self._state.parts[piece.fragment].anchor.numpy()[piece.within]
+            moved = np.subtract(anchor, values, out=self._moved[: len(values)])
+            self._check(member, moved, True, is_own)
+            if member.factor < 1.0:
+                np.multiply(moved, np.float32(member.factor), out=moved)
+                np.subtract(anchor, moved, out=values)
+        else:
+            self._check(member, values, piece.is_parameter, is_own)
+            share *= member.factor if piece.is_parameter else 1.0
+        np.multiply(values, np.float32(share), out=values)
+
+    def _check(self, member: Member, values: Floats, is_parameter: bool, is_own: bool) -> None:
+        if is_own:
+            return
+        square = sum_of_squares(values)
+        if not math.isfinite(square):
+            raise AttemptError(f"the contribution of {short(member.peer)} holds NaN or infinity", member.peer)
+        if is_parameter:
+            self._squares[member.peer] += square
+            norm, most = math.sqrt(self._squares[member.peer]), member.norm * self.codec.growth * (1.0 + SLACK)
+            if norm > most:
+                raise AttemptError(
+                    f"the contribution of {short(member.peer)} is longer than it said: {norm:g} of {member.norm:g} "
+                    "in one slice",
+                    member.peer,
+                )
+
+    def _keep_error(self, mean: Floats, payload: memoryview, at: int) -> None:
+        assert self.error is not None
+        decoded = self._part[: len(mean)]
+        self.codec.decode_part(payload, self.elements, at, decoded)
+        begin = at - self.mine.begin
+        np.subtract(mean, decoded, out=self.error[begin : begin + len(mean)])
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether what is lost goes into this member's next contribution."""
+        return self.error is not None
+
+    def residual(self) -> torch.Tensor:
+        """[num_elements] What goes into this member's next contribution if the round commits; after the last `reduce`.
+
+        Its contribution less what was sent of it, and what its own slice lost, divided by the weight that it has.
+        """
+        contribution, error = self.contribution, self.error
+        assert contribution is not None
+        assert error is not None
+        encoded = contribution.encode(self.codec.name)
+        assert encoded is not None
+        out = empty((self.elements,), torch.float32)
+        left: Floats = out.numpy()
+        for at in range(0, self.elements, BLOCK):
+            block = left[at : at + BLOCK]
+            sent = self._part[: len(block)]
+            contribution.read(at, block, is_exact=False)
+            self.codec.decode_part(encoded, self.elements, at, sent)
+            np.subtract(block, sent, out=block)
+        own = left[self.mine.begin : self.mine.end]
+        np.divide(error, np.float32(self._shares[self.mine.peer]), out=error)
+        np.add(own, error, out=own)
+        return out

@@ -1,4 +1,4 @@
-"""Which sibling leads a round: the highest hash of (run, stage, fragment, round, peer).
+"""Which sibling leads a round: the highest hash of (run, stage, round, peer).
 
 Nobody is elected and nobody leads for good; whoever sees the same siblings comes to the same order.
 """
@@ -23,5 +23,5 @@ def outranks(round_: RoundRef, first: PeerId, second: PeerId) -> bool:
 
 
 def _rank(round_: RoundRef, peer: PeerId) -> tuple[bytes, PeerId]:
-    text = f"{round_.run.name}|{round_.run.digest}|{round_.stage}|{round_.fragment}|{round_.number}|{peer}"
+    text = f"{round_.run.name}|{round_.run.digest}|{round_.stage}|{round_.number}|{peer}"
     return hashlib.blake2b(text.encode(), digest_size=16).digest(), peer

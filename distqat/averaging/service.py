@@ -1,13 +1,14 @@
-"""The side that answers: invitations, joins, slices and votes of siblings, and newcomers who ask for state."""
+"""The side that answers: invitations, joins, slices and votes of siblings. Who asks for state is `state.donor`'s."""
 
 from __future__ import annotations
 
 import asyncio
 
-from distqat.averaging import catchup, messages
+from distqat.averaging import messages, terms
 from distqat.averaging.averager import Averager
-from distqat.averaging.group import Invite, Join, Vote
-from distqat.averaging.messages import Fetch, JoinReply, SliceHeader
+from distqat.averaging.events import Departed
+from distqat.averaging.group import Invite, Join, Leave, Vote
+from distqat.averaging.messages import SliceHeader
 from distqat.averaging.outer import OuterState
 from distqat.errors import DeadlineError, MessageError, RefusedError, TensorError
 from distqat.ids import short
@@ -21,10 +22,11 @@ def services(averager: Averager) -> list[Service]:
         messages.INVITE.name: answers.invite,
         messages.JOIN.name: answers.join,
         messages.VOTE.name: answers.vote,
+        messages.LEAVE.name: answers.leave,
     }
     return [
         Service(messages.AVERAGING, calls, {messages.EXCHANGE.name: answers.exchange}),
-        Service(messages.STATE, streams={messages.FETCH.name: answers.fetch}),
+        averager.donor.service(),
     ]
 
 
@@ -32,56 +34,56 @@ class _Answers:
     """The handlers."""
 
     def __init__(self, averager: Averager) -> None:
-        self.averager = averager
         self.context = averager.context
+        self.committed = averager.committed
+        self.pursuit = averager.pursuit
 
     async def invite(self, request: bytes, caller: Caller) -> bytes:
         """Will this sibling join at its next step boundary?"""
         invite = messages.decode(Invite, request)
         self.context.check_round(invite.round)
         self._state()
-        self.averager.heard_from(invite.leader)
-        return messages.encode(self.averager.lobby.consider(invite))
+        return messages.encode(self.pursuit.consider(invite))
 
     async def join(self, request: bytes, caller: Caller) -> bytes:
         """Answered when the round has formed."""
         join = messages.decode(Join, request)
         self.context.check_round(join.round)
-        state = self._state()
-        if join.elements != self.context.num_elements:
+        self._state()
+        elements = self.context.elements(self.context.phase(join.round.number))
+        if join.elements != elements:
             raise TensorError(
-                f"{short(join.peer)} has {join.elements} elements of stage {self.context.stage}, "
-                f"{short(self.context.me)} has {self.context.num_elements}"
+                f"{short(join.peer)} has {join.elements} elements for {join.round}, "
+                f"{short(self.context.me)} has {elements}"
             )
-        self.averager.heard_from(join.peer)
-        if join.round.number < state.round:
-            return messages.encode(JoinReply(stale=self.averager.committed.offer(state)))
-        return messages.encode(await self.averager.lobby.wait(join))
+        fault = terms.fault(join)
+        if fault:
+            self.context.on_refused(join.peer, fault)
+            raise TensorError(f"{short(join.peer)} joins with {fault}")
+        return messages.encode(await self.pursuit.lobby.join(join, self.context.waits.form))
 
     async def exchange(self, stream: Stream, caller: Caller) -> None:
         """One member's slice up, the average of it down."""
         header, payload = messages.unframe(SliceHeader, await self._first(stream))
-        exchange = await self.averager.pursuit.exchanges.find(header.attempt, self.context.waits.progress)
+        exchange = await self.pursuit.exchanges.find(header.attempt, self.context.waits.progress)
         await exchange.owner.serve(stream, header, payload)
 
     async def vote(self, request: bytes, caller: Caller) -> bytes:
         """Answered with the verdict."""
-        vote = messages.decode(Vote, request)
-        ballot = self.averager.pursuit.leader.ballot(vote.attempt)
-        ballot.cast(vote)
-        return messages.encode(await ballot.wait())
+        return messages.encode(await self.pursuit.lobby.vote(messages.decode(Vote, request)))
 
-    async def fetch(self, stream: Stream, caller: Caller) -> None:
-        """The committed state, for a newcomer."""
-        request = messages.decode(Fetch, await self._first(stream))
-        self.context.check(request.run, request.stage)
-        await catchup.donate(self._state(), stream, self.context.waits.answer)
+    async def leave(self, request: bytes, caller: Caller) -> bytes:
+        """A sibling gives its stage up."""
+        leave = messages.decode(Leave, request)
+        self.context.check(leave.run, leave.stage)
+        self.pursuit.feed(Departed(leave.peer))
+        return b""
 
     def _state(self) -> OuterState:
         """What is committed here; without it this sibling takes no part. Raises RefusedError."""
-        if self.averager.outer is None:
+        if self.committed.outer is None:
             raise RefusedError(f"{short(self.context.me)} has no committed state yet")
-        return self.averager.outer
+        return self.committed.outer
 
     async def _first(self, stream: Stream) -> bytes:
         seconds = self.context.waits.progress

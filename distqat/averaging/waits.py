@@ -1,4 +1,4 @@
-"""How long each part of a round may take. People set one thing, `sync.max_wait`; the rest follows from it."""
+"""How long each part of a round may take. People set one thing, `sync.max_wait`; the rest follows from it. Pure."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ class Waits:
     """A leader's wait for the votes that are missing after its own."""
     vote: float
     """A member's wait for the verdict; longer than the leader's exchange may hang and its ballot."""
+    presumed: float
+    """Silence after which a sibling that decides is taken for dead; a cut that lasts longer may part the run."""
     total: float
     """One call of `synchronise`, whatever happens in it."""
 
@@ -54,6 +56,7 @@ class Waits:
             answer=longest,
             ballot=longest,
             vote=3 * longest,
+            presumed=3 * longest,
             total=8 * longest + 8 * num_elements / LEAST_RATE,
         )
 

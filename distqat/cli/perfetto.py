@@ -12,11 +12,11 @@ from typing import Any
 
 from distqat.ids import short
 from distqat.roles.messages import StageTrace, TraceSpan
-from distqat.timeline import CODEC, WIRE
+from distqat.timeline import BESIDE, CODEC, WIRE
 
 Event = dict[str, Any]
 
-LANES = ("compute", "codec", "wire down", "wire up")
+LANES = ("compute", "round beside steps", "codec", "wire down", "wire up")
 """In the order in which they stand below each other."""
 
 ROWS = 16
@@ -59,6 +59,8 @@ def lane(span: TraceSpan) -> str:
     """Which lane a span is drawn in."""
     if span.kind in WIRE:
         return f"wire {span.way}"
+    if span.way == BESIDE:
+        return "round beside steps"
     return "codec" if span.kind in CODEC else "compute"
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from distqat.ids import short
 from distqat.roles.remote import Remote
-from distqat.roles.status import LinkStatus, PeerStatus, PipelineStatus, RunStatus, SwarmStatus
+from distqat.roles.status import LinkStatus, PeerStatus, PipelineStatus, Receipt, RunStatus, SwarmStatus
 from distqat.times import DOWN, UP
 
 WATCH_SECONDS = 1.0
@@ -173,20 +173,44 @@ def _link(link: LinkStatus) -> str:
 
 
 def _rounds(swarm: SwarmStatus) -> Table:
-    table = _table("last round of", "number", "contributors", "samples", "bytes", "seconds", "digest", "lost")
+    """The last one of every expert, as that saw it."""
+    names = ("number", "fragments", "contributors", "samples", "bytes", "codec", "bits", "seconds", "digest", "trouble")
+    table = _table("last round of", *names, "now")
     for peer, expert in swarm.experts():
         for receipt in expert.receipts[-1:]:
             table.add_row(
                 f"{short(peer.peer)} ({expert.stage_name})",
                 str(receipt.round),
+                spans(receipt.fragments),
                 str(len(receipt.contributors)),
                 str(receipt.samples),
                 size(receipt.bytes),
+                receipt.codec,
+                f"{receipt.bits:.3g}",
                 f"{receipt.seconds:.3f}",
                 receipt.digest[:8],
-                " ".join(short(lost) for lost in receipt.lost),
+                _trouble(receipt, expert.replayed),
+                "a round beside steps" if expert.beside else "",
             )
     return table
+
+
+def spans(numbers: tuple[int, ...]) -> str:
+    """Growing numbers for people: 0-3 6."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return " ".join("-".join(map(str, run)) for run in runs)
+
+
+def _trouble(receipt: Receipt, replayed: int) -> str:
+    """Of that round, and how many this expert has missed and replayed in all."""
+    facts = (("lost", map(short, receipt.lost)), ("clipped", map(short, receipt.clipped)), ("refused", receipt.refused))
+    said = [f"{what} {names}" for what, names in ((what, " ".join(who)) for what, who in facts) if names]
+    return "; ".join([*said, *([f"replayed {replayed} rounds so far"] if replayed else [])])
 
 
 def _losses(run: RunStatus | None) -> Text:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -36,8 +37,9 @@ from distqat.discovery.records import (
     TrainerRecord,
 )
 from distqat.errors import MessageError
-from distqat.ids import Endpoint, PipelineId, RunId, StageIndex
+from distqat.ids import Endpoint, RunId
 from distqat.pb import common_pb2, discovery_pb2
+from distqat.rpc import mirror
 from distqat.rpc.transport import Lane, Method
 
 SERVICE = "distqat.v1.Discovery"
@@ -69,6 +71,14 @@ MAX_PACES = 128
 """In one record; those of further pipelines are not announced."""
 
 M = TypeVar("M", bound=Message)
+
+_RECORDS: dict[type, type[Message]] = {
+    PeerRecord: discovery_pb2.PeerRecord,
+    ConfigRecord: discovery_pb2.ConfigRecord,
+    ExpertRecord: discovery_pb2.ExpertRecord,
+    TrainerRecord: discovery_pb2.TrainerRecord,
+    ClientRecord: discovery_pb2.ClientRecord,
+}
 
 
 def encode_ping_request(request: PingRequest) -> bytes:
@@ -177,93 +187,56 @@ def decode_body(data: bytes) -> Body:
 
 
 def encode_record(record: Record) -> bytes:
-    """The value of a body."""
-    message: Message
-    endpoint = _endpoint(record.endpoint)
-    match record:
-        case PeerRecord():
-            run = _run_ref(record.run) if record.run is not None else None
-            message = discovery_pb2.PeerRecord(endpoint=endpoint, roles=record.roles, run=run, version=record.version)
-        case ConfigRecord():
-            message = discovery_pb2.ConfigRecord(run=_run_ref(record.run), endpoint=endpoint)
-        case ExpertRecord():
-            message = discovery_pb2.ExpertRecord(
-                endpoint=endpoint,
-                seated=record.seated,
-                stage=record.stage,
-                ready=record.ready,
-                step=record.step,
-                round=record.round,
-                digest=record.digest,
-                pinned=record.pinned,
-                reason=_clip(record.reason),
-            )
-        case TrainerRecord():
-            message = discovery_pb2.TrainerRecord(
-                endpoint=endpoint, pipelines=record.pipelines, step=record.step, reason=_clip(record.reason)
-            )
-            for pace in record.paces[:MAX_PACES]:
-                message.paces.add(pipeline=pace.pipeline, seconds=pace.seconds, microbatches=pace.microbatches)
-        case ClientRecord():
-            message = discovery_pb2.ClientRecord(
-                endpoint=endpoint, planning=record.planning, reason=_clip(record.reason), round=record.round
-            )
-    return message.SerializeToString()
+    """The value of a body; sentences that are too long are cut, and paces beyond the most."""
+    if not isinstance(record, PeerRecord | ConfigRecord):
+        record = replace(record, reason=_clip(record.reason))
+    if isinstance(record, TrainerRecord):
+        record = replace(record, paces=record.paces[:MAX_PACES])
+    return mirror.encode(record, _RECORDS[type(record)])
 
 
 def decode_record(kind: type[R], data: bytes) -> R:
     """The value of a body as the kind of record that its key promises; raises MessageError."""
-    record: Record
-    if kind is PeerRecord:
-        record = _peer_record(_parse(discovery_pb2.PeerRecord(), data))
-    elif kind is ConfigRecord:
-        config = _parse(discovery_pb2.ConfigRecord(), data)
-        record = ConfigRecord(_run(config.run), _from_endpoint(config.endpoint))
-    elif kind is ExpertRecord:
-        record = _expert_record(_parse(discovery_pb2.ExpertRecord(), data))
-    elif kind is TrainerRecord:
-        record = _trainer_record(_parse(discovery_pb2.TrainerRecord(), data))
-    else:
-        client = _parse(discovery_pb2.ClientRecord(), data)
-        record = ClientRecord(
-            _from_endpoint(client.endpoint), client.planning, _text(client.reason, "reason"), client.round
-        )
-    assert isinstance(record, kind)
+    record = mirror.decode(kind, data, _RECORDS[kind])
+    _check_record(record)
     return record
 
 
-def _peer_record(message: discovery_pb2.PeerRecord) -> PeerRecord:
-    run = _run(message.run) if message.HasField("run") else None
-    roles = _texts(message.roles, "role")
-    return PeerRecord(_from_endpoint(message.endpoint), roles, run, _text(message.version, "version"))
+def _check_record(record: Record) -> None:
+    """Raise MessageError for what nobody would say."""
+    _check_endpoint(record.endpoint)
+    match record:
+        case PeerRecord():
+            _texts(record.roles, "role")
+            _text(record.version, "version")
+            if record.run is not None:
+                _check_run(record.run)
+        case ConfigRecord():
+            _check_run(record.run)
+        case ExpertRecord():
+            _text(record.digest, "digest")
+            _text(record.reason, "reason")
+        case TrainerRecord():
+            _texts(record.pipelines, "pipeline")
+            _text(record.reason, "reason")
+            _check_count(len(record.paces), MAX_PACES, "paces")
+            for pace in record.paces:
+                _check_pace(pace)
+        case ClientRecord():
+            _text(record.reason, "reason")
 
 
-def _expert_record(message: discovery_pb2.ExpertRecord) -> ExpertRecord:
-    return ExpertRecord(
-        endpoint=_from_endpoint(message.endpoint),
-        seated=message.seated,
-        stage=StageIndex(message.stage),
-        ready=message.ready,
-        step=message.step,
-        round=message.round,
-        digest=_text(message.digest, "digest"),
-        pinned=message.pinned,
-        reason=_text(message.reason, "reason"),
-    )
+def _check_pace(pace: Pace) -> None:
+    _text(pace.pipeline, "pipeline")
+    if not 0.0 < pace.seconds < math.inf:
+        raise MessageError(f"a pace of {pace.seconds} seconds for a microbatch")
 
 
-def _trainer_record(message: discovery_pb2.TrainerRecord) -> TrainerRecord:
-    pipelines = tuple(PipelineId(name) for name in _texts(message.pipelines, "pipeline"))
-    _check_count(len(message.paces), MAX_PACES, "paces")
-    paces = tuple(_pace(pace) for pace in message.paces)
-    reason = _text(message.reason, "reason")
-    return TrainerRecord(_from_endpoint(message.endpoint), pipelines, message.step, reason, paces)
-
-
-def _pace(message: discovery_pb2.Pace) -> Pace:
-    if not 0.0 < message.seconds < math.inf:
-        raise MessageError(f"a pace of {message.seconds} seconds for a microbatch")
-    return Pace(PipelineId(_text(message.pipeline, "pipeline")), message.seconds, message.microbatches)
+def _check_run(run: RunId) -> None:
+    if not run.name or not run.digest:
+        raise MessageError("a run without a name or a digest")
+    _text(run.name, "run name")
+    _text(run.digest, "run digest")
 
 
 def _parse(message: M, data: bytes) -> M:
@@ -306,19 +279,14 @@ def _endpoint(endpoint: Endpoint) -> common_pb2.Endpoint:
 
 
 def _from_endpoint(message: common_pb2.Endpoint) -> Endpoint:
-    if not 0 < len(message.host) <= 255 or not 0 < message.port < 65536:
-        raise MessageError(f"'{message.host[:64]}' port {message.port} is not an address")
-    return Endpoint(message.host, message.port)
+    endpoint = Endpoint(message.host, message.port)
+    _check_endpoint(endpoint)
+    return endpoint
 
 
-def _run_ref(run: RunId) -> common_pb2.RunRef:
-    return common_pb2.RunRef(name=run.name, digest=run.digest)
-
-
-def _run(message: common_pb2.RunRef) -> RunId:
-    if not message.name or not message.digest:
-        raise MessageError("a run without a name or a digest")
-    return RunId(_text(message.name, "run name"), _text(message.digest, "run digest"))
+def _check_endpoint(endpoint: Endpoint) -> None:
+    if not 0 < len(endpoint.host) <= 255 or not 0 < endpoint.port < 65536:
+        raise MessageError(f"'{endpoint.host[:64]}' port {endpoint.port} is not an address")
 
 
 @lru_cache(4096)

@@ -12,12 +12,16 @@ FIRST = StageIndex(0)
 
 @dataclass(frozen=True)
 class PeerRecord:
-    """That a daemon is there; `run` is None while it knows none."""
+    """That a daemon is there; `run` is None while it knows none.
+
+    `committed` says that the run has committed a round, as far as the daemon was ever told.
+    """
 
     endpoint: Endpoint
     roles: tuple[str, ...] = ()
     run: RunId | None = None
     version: str = ""
+    committed: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,6 @@ class ClientRecord:
     endpoint: Endpoint
     planning: bool = False
     reason: str = ""
-    round: int = 0
 
 
 Record = PeerRecord | ConfigRecord | ExpertRecord | TrainerRecord | ClientRecord
@@ -80,11 +83,12 @@ R = TypeVar("R", PeerRecord, ConfigRecord, ExpertRecord, TrainerRecord, ClientRe
 def substance(record: Record) -> Record:
     """The record without its progress and reason: what others must learn of quickly when it changes."""
     if isinstance(record, ExpertRecord):
-        return replace(record, step=0, round=0, digest="", reason="")
+        # The first round is news: from then on nobody may begin the run anew.
+        return replace(record, step=0, round=min(record.round, 1), digest="", reason="")
     if isinstance(record, TrainerRecord):
         return replace(record, step=0, reason="", paces=())
     if isinstance(record, ClientRecord):
-        return replace(record, reason="", round=min(record.round, 1))
+        return replace(record, reason="")
     return record
 
 

@@ -4,5 +4,6 @@ In the order in which a run meets them: `shapes` (what a sample looks like), `zo
 `partition` (blocks to stages), `build` (the own stage of a run), `rng` (every random number from the run's seed),
 `stage` (forward, loss, backward, commit) with its parts `slice`, `boundary`, `precision`, `task`, `steps`, `stash` and
 `gradients`, `agreement` and `terms` (how a step is applied in all stages alike), `rates` and `optimizer` (the inner
-one), `device` (the thread that computes), `state` (snapshots and digests).
+one), `layout`, `fragments` and `vectors` (its numbers, flat), `device` (the thread that computes), `state` (snapshots
+and digests).
 """

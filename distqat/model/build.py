@@ -53,7 +53,9 @@ def build_whole(
 ) -> Stage:
     """The uncut model as one stage, whatever the run's cut: the baseline. Raises ModelError."""
     plan = zoo.plan(config.model, shape)
-    return _build(config, plan, [range(len(plan.blocks))], 0, task, device, budget)
+    # It has no siblings, and so nothing to deal out.
+    alone = config.model_copy(update={"sync": config.sync.model_copy(update={"fragments": 1})})
+    return _build(alone, plan, [range(len(plan.blocks))], 0, task, device, budget)
 
 
 def _build(
@@ -73,6 +75,7 @@ def _build(
         precision,
         _warmup(config, budget),
         recompute=any(fnmatchcase(own.name, glob) for glob in config.pipeline.recompute),
+        fragments=config.sync.fragments,
     )
     return Stage(own, training, task, device)
 

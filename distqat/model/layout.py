@@ -22,6 +22,16 @@ class TensorSlot:
     is_parameter: bool
     """False for running statistics, which are averaged but have no gradient."""
 
+    @property
+    def block(self) -> int:
+        """Index of its block in the uncut model."""
+        return int(self.name.split(".")[1])
+
+    @property
+    def layer(self) -> str:
+        """Name of the module that holds it."""
+        return self.name.rpartition(".")[0]
+
 
 def layout_of(first_block: int, blocks: nn.ModuleList) -> tuple[TensorSlot, ...]:
     """Parameters in order, then running statistics; `first_block` is the index of the first block in the whole."""

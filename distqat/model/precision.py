@@ -39,25 +39,26 @@ class Casts:
         self._type = compute_type(precision)
         low = precision != "fp32"
         self._parameters = [_cast_by_autocast(block) if low else {} for block in blocks]
-        self._made: list[dict[str, Tensor]] | None = None  # By block; None until a step needs them.
+        # By block; None until a step needs them.
+        self._made: list[dict[str, Tensor] | None] = [None] * len(self._parameters)
 
     def of(self, number: int) -> dict[str, Tensor]:
         """Those of a block, by the names of the parameters in it; empty in fp32."""
-        if self._made is None:
+        made = self._made[number]
+        if made is None:
             # With their graph also when an evaluation is the first to need them.
             with torch.enable_grad():
-                self._made = [
-                    {name: parameter.to(self._type) for name, parameter in own.items()} for own in self._parameters
-                ]
-        return self._made[number]
+                made = {name: parameter.to(self._type) for name, parameter in self._parameters[number].items()}
+            self._made[number] = made
+        return made
 
     def held(self) -> list[Tensor]:
         """All that there are now."""
-        return [cast for own in self._made or () for cast in own.values()]
+        return [cast for own in self._made for cast in (own or {}).values()]
 
-    def clear(self) -> None:
-        """The parameters change."""
-        self._made = None
+    def forget(self, number: int) -> None:
+        """The parameters of that block change."""
+        self._made[number] = None
 
 
 def _cast_by_autocast(block: nn.Module) -> dict[str, nn.Parameter]:

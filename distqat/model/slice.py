@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -79,13 +79,14 @@ class Slice:
         """All tensors that are there whether microbatches wait or not."""
         return [*self.parameters, *self.buffers, *self._casts.held()]
 
-    def forget_casts(self) -> None:
-        """The parameters change."""
-        self._casts.clear()
+    def forget_casts(self, blocks: Iterable[int]) -> None:
+        """The parameters of these blocks change."""
+        for number in blocks:
+            self._casts.forget(number)
 
     def end_step(self) -> None:
         """The parameters change, and overflows were those of this step."""
-        self.forget_casts()
+        self.forget_casts(range(len(self.blocks)))
         if self.overflow is not None:
             self.overflow.clear()
 

@@ -7,7 +7,7 @@ the stage's device, detached. Knows nothing of peers: who sent a microbatch and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from distqat.errors import ModelError, StaleError, TensorError
 from distqat.ids import MicrobatchId, StageIndex
-from distqat.model import agreement, boundary, checks, gradients
+from distqat.model import agreement, boundary, checks, gradients, vectors
+from distqat.model.fragments import deal
 from distqat.model.layout import named
 from distqat.model.optimizer import build_optimizer
 from distqat.model.rates import learning_rate
@@ -43,6 +44,8 @@ class Training:
     """The part of the run's budget that warms the learning rate up."""
     recompute: bool = False
     """Whether a microbatch that waits for its gradient keeps its input only, and computes its forward again then."""
+    fragments: int = 1
+    """Parts of the stage that siblings synchronise in turn."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Stage:
         self.layout = self._slice.layout
         self.num_elements = sum(slot.size for slot in self.layout)
         self.num_parameters = sum(slot.size for slot in self.layout if slot.is_parameter)
+        self.fragments = deal(self.layout, training.fragments, plan.name)
         names = [slot.name for slot in self.layout if slot.is_parameter]
         self.optimizer = build_optimizer(training.optimizer, dict(zip(names, self._slice.parameters, strict=True)))
         self._stash = Stash(training.recompute, self._slice.held)
@@ -222,7 +226,14 @@ class Stage:
 
     def flatten(self) -> Tensor:
         """A new fp32 vector on the CPU of `num_elements`: parameters in the model's order, then running statistics."""
-        return torch.cat([tensor.detach().reshape(-1).to(CPU, torch.float32) for tensor in self._tensors])
+        return vectors.read(self._tensors)
+
+    def gather(self, fragments: Sequence[int]) -> Tensor:
+        """A new fp32 vector on the CPU: those fragments' one behind the other, in each parameters come first.
+
+        All fragments together hold the elements of `flatten`, in its order only if there is one.
+        """
+        return vectors.read([self._tensors[place] for place in self._places(fragments)])
 
     def named_tensors(self) -> dict[str, Tensor]:
         """What `flatten` gives, as tensors by their names in the uncut model, such as `blocks.3.attention.weight`."""
@@ -230,13 +241,14 @@ class Stage:
 
     def load_flat(self, vector: Tensor) -> None:
         """Take over what `flatten` gave, here or elsewhere. Raises TensorError; nothing is changed then."""
-        checks.expect_vector(f"state of stage {self.name}", vector, self.num_elements)
-        with torch.no_grad():
-            for tensor, slot in zip(self._tensors, self.layout, strict=True):
-                tensor.copy_(vector[slot.offset : slot.offset + slot.size].view(slot.shape))
-        self._slice.forget_casts()
-        if self._steps.begun is not None:
-            self._buffers_at_commit = self._slice.copy_buffers()
+        self._put(range(len(self.layout)), vector)
+
+    def scatter(self, fragments: Sequence[int], vector: Tensor) -> None:
+        """Take over what `gather` gave, here or elsewhere. Raises TensorError; nothing is changed then.
+
+        What is pending of a step stays. If it is dropped, the running statistics are those that were put here.
+        """
+        self._put(self._places(fragments), vector)
 
     def statistics(self) -> StageStatistics:
         """A frozen look at what is held."""
@@ -246,6 +258,20 @@ class Stage:
     @property
     def _tensors(self) -> list[Tensor]:
         return [*self._slice.parameters, *self._slice.buffers]
+
+    def _places(self, fragments: Sequence[int]) -> list[int]:
+        return [place for index in fragments for place in self.fragments[index].slots]
+
+    def _put(self, places: Sequence[int], vector: Tensor) -> None:
+        expected = sum(self.layout[place].size for place in places)
+        checks.expect_vector(f"state of stage {self.name}", vector, expected)
+        tensors, first_buffer = self._tensors, len(self._slice.parameters)
+        vectors.write([tensors[place] for place in places], vector)
+        self._slice.forget_casts({self.layout[place].block - self.plan.first_block for place in places})
+        if self._steps.begun is not None:
+            for place in places:
+                if place >= first_buffer:
+                    self._buffers_at_commit[place - first_buffer] = tensors[place].clone()
 
     @contextmanager
     def _attempt(self, microbatch: MicrobatchId) -> Iterator[None]:

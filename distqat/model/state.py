@@ -42,13 +42,27 @@ class Snapshot:
         return state.hexdigest()
 
 
-def digest(round: int, *vectors: Tensor) -> str:
-    """xxh3-128, in hex, over the number of committed rounds and the vectors (anchor, momentum), bit for bit."""
-    state = xxhash.xxh3_128(round.to_bytes(8, "little"))
-    for vector in vectors:
-        state.update(vector.numel().to_bytes(8, "little"))
-        state.update(_bytes(vector))
-    return state.hexdigest()
+class Digest:
+    """xxh3-128 of a few vectors (anchor, momentum), bit for bit, which may come bit by bit and in turns."""
+
+    def __init__(self, vectors: int) -> None:
+        self._states = [xxhash.xxh3_128() for _ in range(vectors)]
+
+    def update(self, vector: int, part: memoryview) -> None:
+        """The next bytes of that vector."""
+        self._states[vector].update(part)
+
+    def hex(self) -> str:
+        """Of all vectors, in their order: the hash of their hashes."""
+        return xxhash.xxh3_128_hexdigest(b"".join(state.digest() for state in self._states))
+
+
+def digest(*vectors: Tensor) -> str:
+    """xxh3-128, in hex, of the vectors (anchor, momentum), bit for bit."""
+    found = Digest(len(vectors))
+    for index, vector in enumerate(vectors):
+        found.update(index, _bytes(vector))
+    return found.hex()
 
 
 def save(snapshot: Snapshot, path: Path) -> None:

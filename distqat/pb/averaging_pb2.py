@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from distqat.pb import common_pb2 as distqat_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64istqat/pb/averaging.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"\\\n\x08RoundRef\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x10\n\x08\x66ragment\x18\x03 \x01(\r\x12\x0e\n\x06number\x18\x04 \x01(\x04\"l\n\rInviteRequest\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.distqat.v1.RoundRef\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12&\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x14.distqat.v1.Endpoint\"?\n\x0bInviteReply\x12\x0f\n\x07joining\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07leading\x18\x03 \x01(\x08\"\x9b\x01\n\x0bJoinRequest\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.distqat.v1.RoundRef\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12&\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x0f\n\x07samples\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x10\n\x08\x65lements\x18\x06 \x01(\x04\"k\n\x06Member\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x0f\n\x07samples\x18\x03 \x01(\x04\x12\r\n\x05\x62\x65gin\x18\x04 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x04\"]\n\tJoinReply\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x11.distqat.v1.GroupH\x00\x12\"\n\x05stale\x18\x02 \x01(\x0b\x32\x11.distqat.v1.StaleH\x00\x42\x08\n\x06\x61nswer\"=\n\x05Group\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12#\n\x07members\x18\x02 \x03(\x0b\x32\x12.distqat.v1.Member\"]\n\x05Stale\x12\r\n\x05\x64onor\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"F\n\nSliceFrame\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x17.distqat.v1.SliceHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"]\n\x0bSliceHeader\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12 \n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x11.distqat.v1.Chunk\"l\n\x0bVoteRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x10\n\x08prepared\x18\x03 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0c\n\x04lost\x18\x06 \x01(\t\"<\n\tVoteReply\x12\x11\n\tcommitted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04lost\x18\x03 \x03(\t2\xf9\x01\n\tAveraging\x12<\n\x06Invite\x12\x19.distqat.v1.InviteRequest\x1a\x17.distqat.v1.InviteReply\x12\x36\n\x04Join\x12\x17.distqat.v1.JoinRequest\x1a\x15.distqat.v1.JoinReply\x12>\n\x08\x45xchange\x12\x16.distqat.v1.SliceFrame\x1a\x16.distqat.v1.SliceFrame(\x01\x30\x01\x12\x36\n\x04Vote\x12\x17.distqat.v1.VoteRequest\x1a\x15.distqat.v1.VoteReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64istqat/pb/averaging.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"J\n\x08RoundRef\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0e\n\x06number\x18\x03 \x01(\x04\"!\n\x05Rates\x12\n\n\x02up\x18\x01 \x01(\x01\x12\x0c\n\x04\x64own\x18\x02 \x01(\x01\"?\n\x07\x43ontact\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\"=\n\x05\x44oubt\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12$\n\x07members\x18\x02 \x03(\x0b\x32\x13.distqat.v1.Contact\"l\n\rInviteRequest\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.distqat.v1.RoundRef\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12&\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x14.distqat.v1.Endpoint\"?\n\x0bInviteReply\x12\x0f\n\x07joining\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07leading\x18\x03 \x01(\x08\"\xc4\x02\n\x0bJoinRequest\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.distqat.v1.RoundRef\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12&\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x0f\n\x07samples\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x10\n\x08\x65lements\x18\x06 \x01(\x04\x12\x0c\n\x04norm\x18\x07 \x01(\x01\x12 \n\x05rates\x18\x08 \x01(\x0b\x32\x11.distqat.v1.Rates\x12\r\n\x05\x63odec\x18\t \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\n \x01(\t\x12\x11\n\thas_voice\x18\x0b \x01(\x08\x12 \n\x05\x64oubt\x18\x0c \x01(\x0b\x32\x11.distqat.v1.Doubt\x12%\n\x08\x63ontacts\x18\r \x03(\x0b\x32\x13.distqat.v1.Contact\"\x89\x01\n\x06Member\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x0f\n\x07samples\x18\x03 \x01(\x04\x12\r\n\x05\x62\x65gin\x18\x04 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x04\x12\x0c\n\x04norm\x18\x06 \x01(\x01\x12\x0e\n\x06\x66\x61\x63tor\x18\x07 \x01(\x01\"]\n\tJoinReply\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x11.distqat.v1.GroupH\x00\x12\"\n\x05stale\x18\x02 \x01(\x0b\x32\x11.distqat.v1.StaleH\x00\x42\x08\n\x06\x61nswer\"]\n\x05Group\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12#\n\x07members\x18\x02 \x03(\x0b\x32\x12.distqat.v1.Member\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x0f\n\x07settles\x18\x04 \x01(\t\"]\n\x05Stale\x12\r\n\x05\x64onor\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"F\n\nSliceFrame\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x17.distqat.v1.SliceHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"]\n\x0bSliceHeader\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12 \n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x11.distqat.v1.Chunk\"l\n\x0bVoteRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x10\n\x08prepared\x18\x03 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0c\n\x04lost\x18\x06 \x01(\t\"k\n\tVoteReply\x12\x11\n\tcommitted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04lost\x18\x03 \x03(\t\x12\x0e\n\x06\x62lamed\x18\x04 \x03(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\r\n\x05\x64onor\x18\x06 \x01(\t\"L\n\x0cLeaveRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0c\n\x04peer\x18\x03 \x01(\t\"\x0c\n\nLeaveReply2\xb4\x02\n\tAveraging\x12<\n\x06Invite\x12\x19.distqat.v1.InviteRequest\x1a\x17.distqat.v1.InviteReply\x12\x36\n\x04Join\x12\x17.distqat.v1.JoinRequest\x1a\x15.distqat.v1.JoinReply\x12>\n\x08\x45xchange\x12\x16.distqat.v1.SliceFrame\x1a\x16.distqat.v1.SliceFrame(\x01\x30\x01\x12\x36\n\x04Vote\x12\x17.distqat.v1.VoteRequest\x1a\x15.distqat.v1.VoteReply\x12\x39\n\x05Leave\x12\x18.distqat.v1.LeaveRequest\x1a\x16.distqat.v1.LeaveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,29 +33,39 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'distqat.pb.averaging_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ROUNDREF']._serialized_start=67
-  _globals['_ROUNDREF']._serialized_end=159
-  _globals['_INVITEREQUEST']._serialized_start=161
-  _globals['_INVITEREQUEST']._serialized_end=269
-  _globals['_INVITEREPLY']._serialized_start=271
-  _globals['_INVITEREPLY']._serialized_end=334
-  _globals['_JOINREQUEST']._serialized_start=337
-  _globals['_JOINREQUEST']._serialized_end=492
-  _globals['_MEMBER']._serialized_start=494
-  _globals['_MEMBER']._serialized_end=601
-  _globals['_JOINREPLY']._serialized_start=603
-  _globals['_JOINREPLY']._serialized_end=696
-  _globals['_GROUP']._serialized_start=698
-  _globals['_GROUP']._serialized_end=759
-  _globals['_STALE']._serialized_start=761
-  _globals['_STALE']._serialized_end=854
-  _globals['_SLICEFRAME']._serialized_start=856
-  _globals['_SLICEFRAME']._serialized_end=926
-  _globals['_SLICEHEADER']._serialized_start=928
-  _globals['_SLICEHEADER']._serialized_end=1021
-  _globals['_VOTEREQUEST']._serialized_start=1023
-  _globals['_VOTEREQUEST']._serialized_end=1131
-  _globals['_VOTEREPLY']._serialized_start=1133
-  _globals['_VOTEREPLY']._serialized_end=1193
-  _globals['_AVERAGING']._serialized_start=1196
-  _globals['_AVERAGING']._serialized_end=1445
+  _globals['_ROUNDREF']._serialized_end=141
+  _globals['_RATES']._serialized_start=143
+  _globals['_RATES']._serialized_end=176
+  _globals['_CONTACT']._serialized_start=178
+  _globals['_CONTACT']._serialized_end=241
+  _globals['_DOUBT']._serialized_start=243
+  _globals['_DOUBT']._serialized_end=304
+  _globals['_INVITEREQUEST']._serialized_start=306
+  _globals['_INVITEREQUEST']._serialized_end=414
+  _globals['_INVITEREPLY']._serialized_start=416
+  _globals['_INVITEREPLY']._serialized_end=479
+  _globals['_JOINREQUEST']._serialized_start=482
+  _globals['_JOINREQUEST']._serialized_end=806
+  _globals['_MEMBER']._serialized_start=809
+  _globals['_MEMBER']._serialized_end=946
+  _globals['_JOINREPLY']._serialized_start=948
+  _globals['_JOINREPLY']._serialized_end=1041
+  _globals['_GROUP']._serialized_start=1043
+  _globals['_GROUP']._serialized_end=1136
+  _globals['_STALE']._serialized_start=1138
+  _globals['_STALE']._serialized_end=1231
+  _globals['_SLICEFRAME']._serialized_start=1233
+  _globals['_SLICEFRAME']._serialized_end=1303
+  _globals['_SLICEHEADER']._serialized_start=1305
+  _globals['_SLICEHEADER']._serialized_end=1398
+  _globals['_VOTEREQUEST']._serialized_start=1400
+  _globals['_VOTEREQUEST']._serialized_end=1508
+  _globals['_VOTEREPLY']._serialized_start=1510
+  _globals['_VOTEREPLY']._serialized_end=1617
+  _globals['_LEAVEREQUEST']._serialized_start=1619
+  _globals['_LEAVEREQUEST']._serialized_end=1695
+  _globals['_LEAVEREPLY']._serialized_start=1697
+  _globals['_LEAVEREPLY']._serialized_end=1709
+  _globals['_AVERAGING']._serialized_start=1712
+  _globals['_AVERAGING']._serialized_end=2020
 # @@protoc_insertion_point(module_scope)

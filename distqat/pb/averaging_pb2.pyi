@@ -27,14 +27,11 @@ class RoundRef(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
-    FRAGMENT_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     stage: _builtins.int
     """Index of the stage."""
-    fragment: _builtins.int
-    """Index of the fragment."""
     number: _builtins.int
-    """Number of the round: rounds committed before it."""
+    """Number of the round: rounds of the stage committed before it. Which fragments it synchronises follows from it."""
     @_builtins.property
     def run(self) -> _common_pb2.RunRef:
         """The run."""
@@ -44,16 +41,97 @@ class RoundRef(_message.Message):
         *,
         run: _common_pb2.RunRef | None = ...,
         stage: _builtins.int = ...,
-        fragment: _builtins.int = ...,
         number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fragment", b"fragment", "number", b"number", "run", b"run", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "run", b"run", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundRef: _TypeAlias = RoundRef  # noqa: Y015
+
+@_typing.final
+class Rates(_message.Message):
+    """Bytes per second that the links of a sibling were measured to carry; zero: not known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UP_FIELD_NUMBER: _builtins.int
+    DOWN_FIELD_NUMBER: _builtins.int
+    up: _builtins.float
+    """What it sends."""
+    down: _builtins.float
+    """What it receives."""
+    def __init__(
+        self,
+        *,
+        up: _builtins.float = ...,
+        down: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["down", b"down", "up", b"up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rates: _TypeAlias = Rates  # noqa: Y015
+
+@_typing.final
+class Contact(_message.Message):
+    """A sibling, and where it answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    peer: _builtins.str
+    """The sibling."""
+    @_builtins.property
+    def endpoint(self) -> _common_pb2.Endpoint:
+        """Where."""
+
+    def __init__(
+        self,
+        *,
+        peer: _builtins.str = ...,
+        endpoint: _common_pb2.Endpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "peer", b"peer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Contact: _TypeAlias = Contact  # noqa: Y015
+
+@_typing.final
+class Doubt(_message.Message):
+    """An attempt at the round of which a sibling has not heard what became."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Hex digest of the state that it would end with; empty if the sibling does not hold it, but others may."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contact]:
+        """Members of all groups that may have committed it."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        members: _abc.Iterable[Global___Contact] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "members", b"members"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Doubt: _TypeAlias = Doubt  # noqa: Y015
 
 @_typing.final
 class InviteRequest(_message.Message):
@@ -131,14 +209,29 @@ class JoinRequest(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     ELEMENTS_FIELD_NUMBER: _builtins.int
+    NORM_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    HAS_VOICE_FIELD_NUMBER: _builtins.int
+    DOUBT_FIELD_NUMBER: _builtins.int
+    CONTACTS_FIELD_NUMBER: _builtins.int
     peer: _builtins.str
     """The sibling."""
     samples: _builtins.int
     """Samples that its pseudo-gradient stands for; zero: it only receives."""
     digest: _builtins.str
-    """Hex digest of its anchor and momentum before the round."""
+    """Hex digest of its whole outer state before the round."""
     elements: _builtins.int
-    """Elements of the fragment, buffers included."""
+    """Elements of the fragments that synchronise in the round, buffers included."""
+    norm: _builtins.float
+    """Euclidean norm of the parameters of its contribution."""
+    codec: _builtins.str
+    """Codec in which it would send best."""
+    call: _builtins.str
+    """Tells this call from every other of the sibling; the same call twice counts once."""
+    has_voice: _builtins.bool
+    """True if it was in the group of the round before and has not been restarted since: only then it decides with others."""
     @_builtins.property
     def round(self) -> Global___RoundRef:
         """The round."""
@@ -146,6 +239,18 @@ class JoinRequest(_message.Message):
     @_builtins.property
     def endpoint(self) -> _common_pb2.Endpoint:
         """Where it answers."""
+
+    @_builtins.property
+    def rates(self) -> Global___Rates:
+        """How fast its links are."""
+
+    @_builtins.property
+    def doubt(self) -> Global___Doubt:
+        """What may have become of the round without its knowledge."""
+
+    @_builtins.property
+    def contacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contact]:
+        """Siblings of the group of the round before that its directory has lost."""
 
     def __init__(
         self,
@@ -156,10 +261,17 @@ class JoinRequest(_message.Message):
         samples: _builtins.int = ...,
         digest: _builtins.str = ...,
         elements: _builtins.int = ...,
+        norm: _builtins.float = ...,
+        rates: Global___Rates | None = ...,
+        codec: _builtins.str = ...,
+        call: _builtins.str = ...,
+        has_voice: _builtins.bool = ...,
+        doubt: Global___Doubt | None = ...,
+        contacts: _abc.Iterable[Global___Contact] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "round", b"round"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["doubt", b"doubt", "endpoint", b"endpoint", "rates", b"rates", "round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "elements", b"elements", "endpoint", b"endpoint", "peer", b"peer", "round", b"round", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "codec", b"codec", "contacts", b"contacts", "digest", b"digest", "doubt", b"doubt", "elements", b"elements", "endpoint", b"endpoint", "has_voice", b"has_voice", "norm", b"norm", "peer", b"peer", "rates", b"rates", "round", b"round", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,6 +288,8 @@ class Member(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     BEGIN_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    NORM_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
     peer: _builtins.str
     """The sibling."""
     samples: _builtins.int
@@ -184,6 +298,10 @@ class Member(_message.Message):
     """First element of the slice that it owns."""
     end: _builtins.int
     """One past the last element of the slice that it owns."""
+    norm: _builtins.float
+    """Norm of its contribution as it said; a longer one is refused."""
+    factor: _builtins.float
+    """By which its contribution is scaled down, at most 1."""
     @_builtins.property
     def endpoint(self) -> _common_pb2.Endpoint:
         """Where it answers."""
@@ -196,10 +314,12 @@ class Member(_message.Message):
         samples: _builtins.int = ...,
         begin: _builtins.int = ...,
         end: _builtins.int = ...,
+        norm: _builtins.float = ...,
+        factor: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "endpoint", b"endpoint", "peer", b"peer", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "endpoint", b"endpoint", "factor", b"factor", "norm", b"norm", "peer", b"peer", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,8 +365,14 @@ class Group(_message.Message):
 
     ATTEMPT_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    SETTLES_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """Tells this attempt from every other."""
+    codec: _builtins.str
+    """Codec of the contributions and of their average."""
+    settles: _builtins.str
+    """Hex digest of a result that some members hold already: nothing is exchanged, it is voted on again. Else empty."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]:
         """The members in their order; sums are taken in this order."""
@@ -256,10 +382,12 @@ class Group(_message.Message):
         *,
         attempt: _builtins.str = ...,
         members: _abc.Iterable[Global___Member] | None = ...,
+        codec: _builtins.str = ...,
+        settles: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "members", b"members"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "codec", b"codec", "members", b"members", "settles", b"settles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -416,13 +544,24 @@ class VoteReply(_message.Message):
     COMMITTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    BLAMED_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    DONOR_FIELD_NUMBER: _builtins.int
     committed: _builtins.bool
     """True: apply it. False: nothing happened, join again."""
     reason: _builtins.str
     """Why it was abandoned, in one sentence."""
+    digest: _builtins.str
+    """Hex digest of what was committed."""
+    donor: _builtins.str
+    """A member that holds it."""
     @_builtins.property
     def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Members that were lost in the attempt."""
+
+    @_builtins.property
+    def blamed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Members that were to blame and are still there; the next attempt does without their contributions."""
 
     def __init__(
         self,
@@ -430,11 +569,63 @@ class VoteReply(_message.Message):
         committed: _builtins.bool = ...,
         reason: _builtins.str = ...,
         lost: _abc.Iterable[_builtins.str] | None = ...,
+        blamed: _abc.Iterable[_builtins.str] | None = ...,
+        digest: _builtins.str = ...,
+        donor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "lost", b"lost", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blamed", b"blamed", "committed", b"committed", "digest", b"digest", "donor", b"donor", "lost", b"lost", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VoteReply: _TypeAlias = VoteReply  # noqa: Y015
+
+@_typing.final
+class LeaveRequest(_message.Message):
+    """A sibling gives its stage up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    stage: _builtins.int
+    """Index of the stage."""
+    peer: _builtins.str
+    """The sibling."""
+    @_builtins.property
+    def run(self) -> _common_pb2.RunRef:
+        """The run."""
+
+    def __init__(
+        self,
+        *,
+        run: _common_pb2.RunRef | None = ...,
+        stage: _builtins.int = ...,
+        peer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer", "run", b"run", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveRequest: _TypeAlias = LeaveRequest  # noqa: Y015
+
+@_typing.final
+class LeaveReply(_message.Message):
+    """Nothing to say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveReply: _TypeAlias = LeaveReply  # noqa: Y015

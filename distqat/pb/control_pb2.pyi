@@ -279,6 +279,8 @@ class ExpertStatus(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
+    BESIDE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
     seated: _builtins.bool
     """True while it holds a stage."""
     stage: _builtins.int
@@ -301,6 +303,10 @@ class ExpertStatus(_message.Message):
     """True when the stage's state is complete and it can train."""
     pinned: _builtins.bool
     """True when it asked for this stage itself (--stage)."""
+    beside: _builtins.bool
+    """True while a round is under way and steps go on beside it."""
+    replayed: _builtins.int
+    """Rounds that it missed and replayed."""
     @_builtins.property
     def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Receipt]:
         """The last rounds, oldest first."""
@@ -325,10 +331,12 @@ class ExpertStatus(_message.Message):
         ready: _builtins.bool = ...,
         pinned: _builtins.bool = ...,
         times: Global___StepTimes | None = ...,
+        beside: _builtins.bool = ...,
+        replayed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "parameters", b"parameters", "pinned", b"pinned", "pipeline", b"pipeline", "ready", b"ready", "receipts", b"receipts", "round", b"round", "samples_per_second", b"samples_per_second", "seated", b"seated", "stage", b"stage", "stage_name", b"stage_name", "step", b"step", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beside", b"beside", "digest", b"digest", "parameters", b"parameters", "pinned", b"pinned", "pipeline", b"pipeline", "ready", b"ready", "receipts", b"receipts", "replayed", b"replayed", "round", b"round", "samples_per_second", b"samples_per_second", "seated", b"seated", "stage", b"stage", "stage_name", b"stage_name", "step", b"step", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -433,6 +441,11 @@ class Receipt(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    FRAGMENTS_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    CLIPPED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Number of the round."""
     samples: _builtins.int
@@ -443,6 +456,10 @@ class Receipt(_message.Message):
     """Seconds from this member's first join to the commit."""
     digest: _builtins.str
     """Hex digest of anchor and momentum after it."""
+    codec: _builtins.str
+    """Codec of the contributions and of their average."""
+    bits: _builtins.float
+    """Bits that this member sent and received, for each parameter of the fragments and inner step since their last round."""
     @_builtins.property
     def contributors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Peers whose pseudo-gradients are in the average."""
@@ -450,6 +467,18 @@ class Receipt(_message.Message):
     @_builtins.property
     def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Peers that were lost on the way."""
+
+    @_builtins.property
+    def fragments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Fragments of the stage that synchronised."""
+
+    @_builtins.property
+    def clipped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Peers whose contributions were scaled down."""
+
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Contributions that were refused: the peer, and why."""
 
     def __init__(
         self,
@@ -461,10 +490,15 @@ class Receipt(_message.Message):
         seconds: _builtins.float = ...,
         digest: _builtins.str = ...,
         lost: _abc.Iterable[_builtins.str] | None = ...,
+        fragments: _abc.Iterable[_builtins.int] | None = ...,
+        codec: _builtins.str = ...,
+        bits: _builtins.float = ...,
+        clipped: _abc.Iterable[_builtins.str] | None = ...,
+        refused: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "contributors", b"contributors", "digest", b"digest", "lost", b"lost", "round", b"round", "samples", b"samples", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "bytes", b"bytes", "clipped", b"clipped", "codec", b"codec", "contributors", b"contributors", "digest", b"digest", "fragments", b"fragments", "lost", b"lost", "refused", b"refused", "round", b"round", "samples", b"samples", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1022,7 +1056,7 @@ class TraceSpan(_message.Message):
     microbatch: _builtins.int
     """Index of the microbatch."""
     way: _builtins.str
-    """"down" or "up" for codec and wire."""
+    """"down" or "up" for codec and wire; "beside" for a round that steps go on beside."""
     bytes: _builtins.int
     """Encoded bytes."""
     raw: _builtins.int

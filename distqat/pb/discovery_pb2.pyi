@@ -357,8 +357,11 @@ class PeerRecord(_message.Message):
     ROLES_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the software."""
+    committed: _builtins.bool
+    """True when that run has committed a round, as far as the daemon was ever told: nobody may found it again."""
     @_builtins.property
     def endpoint(self) -> _common_pb2.Endpoint:
         """Where it answers."""
@@ -378,10 +381,11 @@ class PeerRecord(_message.Message):
         roles: _abc.Iterable[_builtins.str] | None = ...,
         run: _common_pb2.RunRef | None = ...,
         version: _builtins.str = ...,
+        committed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "roles", b"roles", "run", b"run", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "endpoint", b"endpoint", "roles", b"roles", "run", b"run", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -556,13 +560,10 @@ class ClientRecord(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     PLANNING_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    ROUND_FIELD_NUMBER: _builtins.int
     planning: _builtins.bool
     """True while it is the one that plans."""
     reason: _builtins.str
     """What it is doing or waiting for, in one sentence."""
-    round: _builtins.int
-    """The most outer rounds that it has seen any expert commit: the run is founded when there are any."""
     @_builtins.property
     def endpoint(self) -> _common_pb2.Endpoint:
         """Where it answers."""
@@ -573,11 +574,10 @@ class ClientRecord(_message.Message):
         endpoint: _common_pb2.Endpoint | None = ...,
         planning: _builtins.bool = ...,
         reason: _builtins.str = ...,
-        round: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "planning", b"planning", "reason", b"reason", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "planning", b"planning", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

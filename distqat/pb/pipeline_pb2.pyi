@@ -363,6 +363,7 @@ class Microbatch(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step to which it belongs, counted from 1."""
     index: _builtins.int
@@ -377,6 +378,8 @@ class Microbatch(_message.Message):
     """Samples in this microbatch."""
     progress: _builtins.float
     """Part of the run's budget, 0 to 1, that lay before the step: the clock of the learning rate."""
+    sent: _builtins.float
+    """Seconds of the sender's clock when it left."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TensorHeader]:
         """The tensors in the payload: "hidden" (or "inputs" at stage 0) and the targets."""
@@ -392,10 +395,11 @@ class Microbatch(_message.Message):
         samples: _builtins.int = ...,
         tensors: _abc.Iterable[_common_pb2.TensorHeader] | None = ...,
         progress: _builtins.float = ...,
+        sent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_samples", b"batch_samples", "count", b"count", "index", b"index", "progress", b"progress", "samples", b"samples", "step", b"step", "tensors", b"tensors", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_samples", b"batch_samples", "count", b"count", "index", b"index", "progress", b"progress", "samples", b"samples", "sent", b"sent", "step", b"step", "tensors", b"tensors", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,10 +436,13 @@ class Gradient(_message.Message):
     TENSORS_FIELD_NUMBER: _builtins.int
     SQUARE_NORMS_FIELD_NUMBER: _builtins.int
     SUMS_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step of the microbatch."""
     index: _builtins.int
     """Index of the microbatch."""
+    sent: _builtins.float
+    """Seconds of the sender's clock when it left."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TensorHeader]:
         """The tensor in the payload; none on the way from stage 0 to the trainer."""
@@ -458,10 +465,11 @@ class Gradient(_message.Message):
         tensors: _abc.Iterable[_common_pb2.TensorHeader] | None = ...,
         square_norms: _abc.Iterable[_builtins.float] | None = ...,
         sums: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        sent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "square_norms", b"square_norms", "step", b"step", "sums", b"sums", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "sent", b"sent", "square_norms", b"square_norms", "step", b"step", "sums", b"sums", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -659,19 +667,27 @@ class Ping(_message.Message):
 
     SERIAL_FIELD_NUMBER: _builtins.int
     SLOWEST_FIELD_NUMBER: _builtins.int
+    LINK_RATE_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
     serial: _builtins.int
     """Number that tells one from the next on this hop."""
     slowest: _builtins.float
     """Seconds that the slowest stage or link from the sender up takes for a microbatch; 0: not known."""
+    link_rate: _builtins.float
+    """Bytes per second at which the hop brings the sender what it is sent; 0: not known."""
+    sent: _builtins.float
+    """Seconds of the sender's clock when it left."""
     def __init__(
         self,
         *,
         serial: _builtins.int = ...,
         slowest: _builtins.float = ...,
+        link_rate: _builtins.float = ...,
+        sent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["serial", b"serial", "slowest", b"slowest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["link_rate", b"link_rate", "sent", b"sent", "serial", b"serial", "slowest", b"slowest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -687,12 +703,18 @@ class Pong(_message.Message):
     SLOWEST_FIELD_NUMBER: _builtins.int
     HANDLING_FIELD_NUMBER: _builtins.int
     ROUND_TRIPS_FIELD_NUMBER: _builtins.int
+    LINK_RATE_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
     serial: _builtins.int
     """The number of the ping."""
     slowest: _builtins.float
     """Seconds that the slowest stage or link from the sender down takes for a microbatch; 0: not known."""
     handling: _builtins.float
     """Seconds that the sender spends on one microbatch's tensors of this hop, both ways."""
+    link_rate: _builtins.float
+    """Bytes per second at which the hop brings the sender what it is sent; 0: not known."""
+    sent: _builtins.float
+    """Seconds of the sender's clock when it left."""
     @_builtins.property
     def round_trips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Round trips of the hops below, from the sender's on, handling included."""
@@ -704,10 +726,12 @@ class Pong(_message.Message):
         slowest: _builtins.float = ...,
         handling: _builtins.float = ...,
         round_trips: _abc.Iterable[_builtins.float] | None = ...,
+        link_rate: _builtins.float = ...,
+        sent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handling", b"handling", "round_trips", b"round_trips", "serial", b"serial", "slowest", b"slowest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handling", b"handling", "link_rate", b"link_rate", "round_trips", b"round_trips", "sent", b"sent", "serial", b"serial", "slowest", b"slowest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

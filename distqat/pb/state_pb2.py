@@ -25,21 +25,33 @@ _sym_db = _symbol_database.Default()
 from distqat.pb import common_pb2 as distqat_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64istqat/pb/state.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\">\n\x0c\x46\x65tchRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\"F\n\nStateFrame\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x17.distqat.v1.StateHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"W\n\x0bStateHeader\x12&\n\x08manifest\x18\x01 \x01(\x0b\x32\x14.distqat.v1.Manifest\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.distqat.v1.Chunk\"T\n\x08Manifest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12)\n\x07tensors\x18\x03 \x03(\x0b\x32\x18.distqat.v1.TensorHeader2D\n\x05State\x12;\n\x05\x46\x65tch\x12\x18.distqat.v1.FetchRequest\x1a\x16.distqat.v1.StateFrame0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64istqat/pb/state.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"P\n\x0f\x44\x65scribeRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\x04\"x\n\x08Manifest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07members\x18\x03 \x03(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\x04\x12\'\n\x05parts\x18\x05 \x03(\x0b\x32\x18.distqat.v1.PartManifest\"I\n\x0cPartManifest\x12)\n\x07tensors\x18\x01 \x03(\x0b\x32\x18.distqat.v1.TensorHeader\x12\x0e\n\x06hashes\x18\x02 \x01(\x0c\"s\n\x0c\x46\x65tchRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12#\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x14.distqat.v1.ChunkRef\"\'\n\x08\x43hunkRef\x12\x0c\n\x04part\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\"C\n\nStateFrame\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x14.distqat.v1.ChunkRef\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"^\n\rReplayRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"H\n\x0bReplayFrame\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.distqat.v1.ReplayHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"U\n\x0cReplayHeader\x12#\n\x04kept\x18\x01 \x01(\x0b\x32\x15.distqat.v1.KeptRound\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.distqat.v1.Chunk\"Z\n\tKeptRound\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07members\x18\x04 \x03(\t\x12\r\n\x05\x63odec\x18\x05 \x01(\t2\xc5\x01\n\x05State\x12=\n\x08\x44\x65scribe\x12\x1b.distqat.v1.DescribeRequest\x1a\x14.distqat.v1.Manifest\x12=\n\x05\x46\x65tch\x12\x18.distqat.v1.FetchRequest\x1a\x16.distqat.v1.StateFrame(\x01\x30\x01\x12>\n\x06Replay\x12\x19.distqat.v1.ReplayRequest\x1a\x17.distqat.v1.ReplayFrame0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'distqat.pb.state_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FETCHREQUEST']._serialized_start=63
-  _globals['_FETCHREQUEST']._serialized_end=125
-  _globals['_STATEFRAME']._serialized_start=127
-  _globals['_STATEFRAME']._serialized_end=197
-  _globals['_STATEHEADER']._serialized_start=199
-  _globals['_STATEHEADER']._serialized_end=286
-  _globals['_MANIFEST']._serialized_start=288
-  _globals['_MANIFEST']._serialized_end=372
-  _globals['_STATE']._serialized_start=374
-  _globals['_STATE']._serialized_end=442
+  _globals['_DESCRIBEREQUEST']._serialized_start=63
+  _globals['_DESCRIBEREQUEST']._serialized_end=143
+  _globals['_MANIFEST']._serialized_start=145
+  _globals['_MANIFEST']._serialized_end=265
+  _globals['_PARTMANIFEST']._serialized_start=267
+  _globals['_PARTMANIFEST']._serialized_end=340
+  _globals['_FETCHREQUEST']._serialized_start=342
+  _globals['_FETCHREQUEST']._serialized_end=457
+  _globals['_CHUNKREF']._serialized_start=459
+  _globals['_CHUNKREF']._serialized_end=498
+  _globals['_STATEFRAME']._serialized_start=500
+  _globals['_STATEFRAME']._serialized_end=567
+  _globals['_REPLAYREQUEST']._serialized_start=569
+  _globals['_REPLAYREQUEST']._serialized_end=663
+  _globals['_REPLAYFRAME']._serialized_start=665
+  _globals['_REPLAYFRAME']._serialized_end=737
+  _globals['_REPLAYHEADER']._serialized_start=739
+  _globals['_REPLAYHEADER']._serialized_end=824
+  _globals['_KEPTROUND']._serialized_start=826
+  _globals['_KEPTROUND']._serialized_end=916
+  _globals['_STATE']._serialized_start=919
+  _globals['_STATE']._serialized_end=1116
 # @@protoc_insertion_point(module_scope)

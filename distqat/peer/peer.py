@@ -29,6 +29,7 @@ from distqat.peer.identity import Identity
 from distqat.peer.joining import Joining
 from distqat.peer.roster import Roster
 from distqat.roles.context import Heartbeat, RoleContext, RoleOptions, RunHolder
+from distqat.roles.history import History
 from distqat.rpc.transport import Bytes, Transport
 from distqat.telemetry import Reason, Telemetry
 
@@ -105,6 +106,7 @@ class Peer:
                 heartbeat=Heartbeat(),
                 state_dir=identity.folder,
                 take_role=lambda name: roster.add(name),
+                history=History(identity.folder),
             )
             roster = await stack.enter_async_context(Roster.open(context))
             peer = cls(context, roster, Control(context, roster, reason, leaving))
@@ -134,10 +136,13 @@ class Peer:
         """Keep telling the swarm that this daemon is here, and with which roles."""
         context = self.context
         while True:
-            record = PeerRecord(context.endpoint, self.roster.names(), context.run.id, __version__)
+            run = context.run.id
+            # As long as one daemon of the run lives, nobody founds it a second time.
+            committed = run is not None and context.history.has_committed(run, context.directory.snapshot())
+            record = PeerRecord(context.endpoint, self.roster.names(), run, __version__, committed)
             context.directory.announce(record)
-            if context.run.id is not None and PATRONS & set(record.roles):
-                context.directory.announce(ConfigRecord(context.run.id, context.endpoint))
+            if run is not None and PATRONS & set(record.roles):
+                context.directory.announce(ConfigRecord(run, context.endpoint))
             await asyncio.sleep(ANNOUNCE_SECONDS)
 
     async def count_traffic(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -36,6 +37,7 @@ from distqat.wire import frames, tensors
 from distqat.wire.codecs.codec import CPU
 from distqat.wire.compression import Compression
 from distqat.wire.frames import Chunk
+from distqat.wire.linkrate import LinkRate
 from distqat.wire.payload import NO_PAYLOAD, Payload
 from distqat.wire.tensors import TensorHeader
 
@@ -84,6 +86,7 @@ class Hop:
         self._rules = rules
         self._sending = asyncio.Lock()  # Frames of two messages never mix.
         self._max_message = max_message
+        self._incoming = LinkRate()  # Told to the other end, which compresses by it.
         self._assembler = frames.Assembler(max_message)
         self._partial: tuple[Message, Header] | None = None  # What is not yet whole; None between messages.
         self.touched = 0.0  # When payload came last, also of a message that is not whole: a sign of life.
@@ -94,7 +97,7 @@ class Hop:
 
     @property
     def link_rate(self) -> float:
-        """Bytes per second that this end gets through, measured; 0 while it is not known."""
+        """Bytes per second that the other end gets of what this one sends; 0 while it is not known."""
         return self.compression.link_rate
 
     async def send(self, message: Message, payload: Payload = NO_PAYLOAD) -> None:
@@ -103,8 +106,8 @@ class Hop:
         The end of a large payload may still be leaving when this returns; then what goes wrong with it is raised later.
         """
         async with self._sending:
-            for frame in to_frames(message, payload):
-                await self._send(frame, more=len(payload) > 0)
+            for frame in to_frames(self._stamped(message), payload):
+                await self._stream.send(frame, more=len(payload) > 0)
 
     async def receive(self) -> tuple[Message, memoryview] | None:
         """The next whole message and its payload; None at the end. Raises RpcError, MessageError for garbage."""
@@ -113,6 +116,7 @@ class Hop:
                 raise MessageError(f"a frame of {len(frame)} bytes; at most {MAX_FRAME_BYTES} are taken")
             whole = self._add(frame)
             if whole is not None:
+                self._measure(*whole)
                 return whole
         if self._partial is not None:
             raise MessageError(f"the stream ended within a {type(self._partial[0]).__name__}")
@@ -123,11 +127,17 @@ class Hop:
         async with self._sending:
             await self._stream.finish()
 
-    async def _send(self, frame: bytes, more: bool) -> None:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        await self._stream.send(frame, more)
-        self.compression.link.sent(len(frame), began, loop.time())
+    def _stamped(self, message: Message) -> Message:
+        now = asyncio.get_running_loop().time()
+        if isinstance(message, Ping | Pong):
+            return replace(message, sent=now, link_rate=self._incoming.value)
+        return replace(message, sent=now) if isinstance(message, Microbatch | Gradient) else message
+
+    def _measure(self, message: Message, payload: memoryview) -> None:
+        if isinstance(message, Microbatch | Gradient | Ping | Pong):
+            self._incoming.came(len(payload), message.sent, asyncio.get_running_loop().time())
+        if isinstance(message, Ping | Pong):
+            self.compression.link_rate = message.link_rate
 
     def _add(self, frame: bytes) -> tuple[Message, memoryview] | None:
         header, part = frames.split(frame)

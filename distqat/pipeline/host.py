@@ -26,17 +26,17 @@ class Host(Protocol):
         ...
 
     async def begin(self, train: bool) -> None:
-        """The first forward of a step, or of an evaluation, comes next. Waits while an outer round is under way that
-        followed from no commit here; from a training forward on none may begin, until `committed` or `closed`."""
+        """The first forward of a step, or of an evaluation, comes next. Waits while an outer round changes the stage's
+        numbers; from a training forward on none may, until `committed` or `closed`."""
         ...
 
     async def committed(self, step: int, samples: int) -> None:
-        """The optimizer has applied a step. Called once for each, in order, and counts it before it first waits; runs
-        an outer round if one is due, and the stage does nothing else meanwhile. A cancelled round stays due."""
+        """The optimizer has applied a step. Called once for each, in order, and counts it before it first waits; takes
+        what is due of an outer round. Returns when the stage may go on, and what was begun goes on if cancelled."""
         ...
 
     async def settle(self) -> None:
-        """Run an outer round now."""
+        """Agree with the siblings on all that was learned, now."""
         ...
 
     def progressed(self) -> None:

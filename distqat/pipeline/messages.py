@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 SERVICE = "distqat.v1.Pipeline"
-HOP = Method(SERVICE, "Hop", Lane.BULK)
+HOP = Method(SERVICE, "Hop", Lane.HOP)
 
 MAX_MICROBATCHES = 1 << 16
 """Of one step."""
@@ -154,7 +154,7 @@ def _fault_of_microbatch(message: Microbatch) -> str:
         return f"{message.samples} samples of {message.batch_samples}"
     if not math.isfinite(message.progress):
         return f"progress {message.progress}"
-    return _fault_of_tensors(message.tensors)
+    return _fault_of_stamp(message) or _fault_of_tensors(message.tensors)
 
 
 def _fault_of_gradient(message: Gradient) -> str:
@@ -167,7 +167,11 @@ def _fault_of_gradient(message: Gradient) -> str:
         return "the square of a norm is negative"
     if len(message.sums) > MAX_SUMS:
         return f"{len(message.sums)} sums"
-    return _fault_of_tensors(message.tensors)
+    return _fault_of_stamp(message) or _fault_of_tensors(message.tensors)
+
+
+def _fault_of_stamp(message: Microbatch | Gradient | Ping | Pong) -> str:
+    return "" if math.isfinite(message.sent) else f"sent at {message.sent}"
 
 
 def _fault_of_tensors(headers: Iterable[TensorHeader]) -> str:
@@ -203,12 +207,12 @@ def _fault_of_verdict(verdict: Verdict) -> str:
 
 
 def _fault_of_pace(message: Ping | Pong) -> str:
-    numbers = [message.slowest]
+    numbers = [message.slowest, message.link_rate]
     if isinstance(message, Pong):
         numbers += [message.handling, *message.round_trips]
     if len(numbers) > MAX_NORMS or not all(math.isfinite(number) and number >= 0 for number in numbers):
-        return "times that are none"
-    return ""
+        return "times or rates that are none"
+    return _fault_of_stamp(message)
 
 
 _KINDS: Mapping[type, str] = {

@@ -22,6 +22,11 @@ EXACT = HopCodecs()
 NOBODY = PeerId("")
 
 
+def stamp() -> float:
+    """When the message left, by its sender's clock; the hop writes it (see `wire/linkrate.py`)."""
+    return field(default=0.0, compare=False)
+
+
 @dataclass(frozen=True)
 class Open:
     """Down: opens a hop, and with it the rest of the route. `seats` begin with the receiver.
@@ -60,6 +65,7 @@ class Microbatch:
     tensors: tuple[TensorHeader, ...] = ()
     progress: float = 0.0
     """Part of the run's budget, 0 to 1, that lay before the step; the same for all its microbatches."""
+    sent: float = stamp()
 
     @property
     def id(self) -> MicrobatchId:
@@ -78,6 +84,7 @@ class Gradient:
     """Of the last microbatch of a step, where norms are needed: of the whole step, by block from the sender down."""
     sums: Mapping[str, float] = field(default_factory=dict)
     """What the last stage says of the microbatch: "loss" and metrics; one message less than an Outcome beside it."""
+    sent: float = stamp()
 
     @property
     def id(self) -> MicrobatchId:
@@ -144,6 +151,9 @@ class Ping:
 
     serial: int
     slowest: float = 0.0
+    link_rate: float = 0.0
+    """Bytes per second at which the link brings the sender what it is sent; 0: not known."""
+    sent: float = stamp()
 
 
 @dataclass(frozen=True)
@@ -155,6 +165,9 @@ class Pong:
     slowest: float = 0.0
     handling: float = 0.0
     round_trips: tuple[float, ...] = ()
+    link_rate: float = 0.0
+    """As in a Ping."""
+    sent: float = stamp()
 
 
 @dataclass(frozen=True)

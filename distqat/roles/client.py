@@ -63,7 +63,6 @@ class Client:
         self._ledger: Ledger | None = None  # None until the data set has been books.
         self._leases: Leases | None = None  # None until the run is known.
         self._planner: Planner | None = None  # None until this client plans.
-        self._round = 0  # The most rounds that any expert of the run was seen to have committed.
         self._is_draining = False
 
     def __repr__(self) -> str:
@@ -186,11 +185,8 @@ class Client:
             self._context.telemetry.record("loss", {"lost": peer, "reason": loss.reason}, {})
 
     def _announce(self, planning: bool) -> None:
-        context, seen = self._context, self._context.directory.snapshot()
-        rounds = [entry.record.round for entry in seen.experts.values()]
-        rounds += [entry.record.round for entry in seen.clients.values()]
-        self._round = max(self._round, *rounds, 0)
-        context.directory.announce(ClientRecord(context.endpoint, planning, str(self._reason), self._round))
+        context = self._context
+        context.directory.announce(ClientRecord(context.endpoint, planning, str(self._reason)))
 
     def _run_status(self) -> RunStatus | None:
         config, ledger, leases = self._config, self._ledger, self._leases

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from distqat.config import RunConfig, Settings
 from distqat.discovery.directory import Directory
 from distqat.errors import WrongRunError
 from distqat.ids import Endpoint, PeerId, RunId
+from distqat.roles.history import History
 from distqat.roles.status import RoleStatus
 from distqat.rpc.transport import Server, Transport
 from distqat.telemetry import Telemetry
@@ -99,6 +100,7 @@ class RoleContext:
     heartbeat: Heartbeat
     state_dir: Path
     take_role: Callable[[str], Awaitable[None]]
+    history: History = field(default_factory=History)
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from distqat.aio import Backoff, supervise
 from distqat.averaging.averager import Averager
 from distqat.averaging.context import Context, Sibling
+from distqat.averaging.outer import Shape
 from distqat.averaging.service import services as averaging_services
 from distqat.config import RunConfig
 from distqat.data.sampler import budget
 from distqat.data.sources import Source, open_source
 from distqat.data.tasks import find_task
 from distqat.discovery.records import ExpertRecord
-from distqat.errors import ConfigError, DistqatError, RefusedError, StateError
+from distqat.errors import ConfigError, DistqatError, RefusedError
 from distqat.ids import PeerId, StageIndex
 from distqat.model.build import build_stage
 from distqat.model.device import Device
 from distqat.pipeline.route import Limits
 from distqat.pipeline.service import PipelineService
 from distqat.roles.context import RoleContext, RoleOptions
+from distqat.roles.journal import Journal
+from distqat.roles.newcomer import Newcomer
 from distqat.roles.seat import Seat
 from distqat.roles.status import ExpertStatus, RoleStatus
 from distqat.telemetry import Reason
@@ -39,9 +43,6 @@ FIRST_SECONDS = 30.0
 
 STUCK_FACTOR = 4.0
 """A device is stuck when one unit of work takes so many times the longest one before (and longer than a lease)."""
-
-DONOR_SECONDS = 0.5
-"""Between two looks for a donor."""
 
 
 @asynccontextmanager
@@ -109,11 +110,12 @@ class Expert:
         await self._share_progress(seat)
 
     async def _share_progress(self, seat: Seat) -> None:
-        """A last round before the seat is given back, so that the siblings keep what was learned here."""
+        """Last rounds before the seat is given back, so that the siblings keep what was learned here."""
         seat.is_closing = True
+        await seat.rounds.landed()
         if seat.has_progress and seat.is_between_steps and self._siblings(seat.stage.index):
             self._reason.set(f"a last round of {seat.stage.name}, so that the siblings keep what was learned")
-            await seat.synchronise()
+            await seat.rounds.settle()
 
     def withdraw(self) -> None:
         """Nobody is told of this expert any more."""
@@ -129,13 +131,18 @@ class Expert:
         self._reason.set(f"opening data source {config.data.source}")
         source = await asyncio.to_thread(open_source, config.data)
         daemon = context.settings.daemon
-        async with Device.open(daemon.device, daemon.threads) as device, asyncio.TaskGroup() as group:
+        async with (
+            Device.open(daemon.device, daemon.threads) as device,
+            # Whole vectors of rounds, which lie in the memory of the CPU: beside them the device goes on.
+            Device.open("cpu", daemon.threads) as side,
+            asyncio.TaskGroup() as group,
+        ):
             with context.heartbeat.asking(partial(_stuck_seconds, device, config.lease.min)):
                 group.create_task(self._keep_announcing())
                 while True:
-                    await self._hold(config, source, device)
+                    await self._hold(partial(self._serve, config, source, device, side))
 
-    async def _hold(self, config: RunConfig, source: Source, device: Device) -> None:
+    async def _hold(self, serve: Callable[[StageIndex], Coroutine[Any, Any, None]]) -> None:
         """Hold the seat that is wanted now, until another one is."""
         self._changed.clear()
         wanted = self._wanted
@@ -145,13 +152,13 @@ class Expert:
             await self._changed.wait()
             return
         async with asyncio.TaskGroup() as group:
-            serving = group.create_task(self._serve(config, source, device, wanted))
+            serving = group.create_task(serve(wanted))
             await self._changed.wait()
             if self._seat is not None:
                 await self._share_progress(self._seat)
             serving.cancel()
 
-    async def _serve(self, config: RunConfig, source: Source, device: Device, index: StageIndex) -> None:
+    async def _serve(self, config: RunConfig, source: Source, device: Device, side: Device, index: StageIndex) -> None:
         context = self._context
         self._phase = "joining"
         self._reason.set(f"building stage {index} of {config.model.stages}")
@@ -160,22 +167,24 @@ class Expert:
         positions = budget(config.train.epochs, len(source.train))
         build = partial(build_stage, config, source.shape, index, task, device.torch_device, positions)
         stage = await asyncio.to_thread(build)
+        journal = Journal(context.telemetry, stage.name)
         circle = Context(
             me=context.me,
             endpoint=context.endpoint,
             run=config.id,
             stage=index,
-            num_parameters=stage.num_parameters,
-            num_elements=stage.num_elements,
+            shapes=tuple(Shape(held.num_parameters, held.num_elements) for held in stage.fragments),
             transport=context.transport,
-            device=device,
+            device=side,
             sync=config.sync,
             siblings=partial(self._siblings, index),
             on_lost=context.directory.mark_lost,
+            on_refused=journal.refused,
         )
         async with Averager.open(circle) as averager:
-            seat = Seat(context, config, stage, device, averager, self._reason)
-            limits = replace(Limits.of(config), settle=circle.waits.total)
+            seat = Seat(context, config, stage, device, averager, journal, self._reason)
+            # To settle is a round of each fragment.
+            limits = replace(Limits.of(config), settle=len(stage.fragments) * circle.waits.total)
             timelines = context.telemetry.timelines
             routes = PipelineService(seat, context.transport, context.me, config.id, limits, timelines)
             services = [*averaging_services(averager), routes.service()]
@@ -183,47 +192,16 @@ class Expert:
                 context.server.add(service)
             self._seat = seat
             try:
-                await self._get_state(seat)
+                newcomer = Newcomer(context, stage, device, averager, circle.siblings, self._reason)
+                await newcomer.get_state()
                 self._phase, seat.phase = "seated", "waiting"
                 self._reason.set(f"waiting: no route through {stage.name} yet")
                 self._announce()
-                await seat.keep_company()
+                await seat.keep()
             finally:
                 self._seat = None
                 for service in services:
                     await context.server.remove(service.name)
-
-    async def _get_state(self, seat: Seat) -> None:
-        """Take the committed state of a sibling, or begin a run that has never committed a round.
-
-        Only such a run may begin from fresh numbers: else a lone newcomer would quietly become the truth.
-        """
-        self._reason.set("looking for siblings")
-        await self._context.directory.wait_synced()
-        while True:
-            donors = [sibling for sibling in self._siblings(seat.stage.index) if sibling.ready and sibling.round > 0]
-            if donors:
-                try:
-                    state = await seat.averager.catch_up(donors)
-                except StateError as error:
-                    self._reason.set(f"waiting: {error.reason}", logging.WARNING)
-                else:
-                    await seat.device.run(partial(seat.stage.load_flat, state.anchor))
-                    return
-            elif not self._has_committed():
-                local = await seat.device.run(seat.stage.flatten)
-                await seat.averager.found(local)
-                return
-            else:
-                self._reason.set(f"waiting: the run has committed rounds, and nobody holds {seat.stage.name}")
-            await asyncio.sleep(DONOR_SECONDS)
-
-    def _has_committed(self) -> bool:
-        """Whether the run has committed a round, as far as any live peer remembers."""
-        snapshot = self._context.directory.snapshot()
-        experts = [entry.record.round for peer, entry in snapshot.experts.items() if peer != self._context.me]
-        # A client outlives the experts that it has seen.
-        return any(number > 0 for number in (*experts, *(entry.record.round for entry in snapshot.clients.values())))
 
     def _siblings(self, stage: StageIndex) -> list[Sibling]:
         """The live experts of the same stage, without this one."""

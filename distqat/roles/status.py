@@ -21,6 +21,11 @@ class Receipt:
     seconds: float = 0.0
     digest: str = ""
     lost: tuple[str, ...] = ()
+    fragments: tuple[int, ...] = ()
+    codec: str = ""
+    bits: float = 0.0
+    clipped: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class ExpertStatus:
     ready: bool = False
     pinned: bool = False
     times: StepTimes | None = None
+    beside: bool = False
+    replayed: int = 0
 
 
 @dataclass(frozen=True)

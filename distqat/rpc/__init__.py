@@ -2,9 +2,10 @@
 
 Behind them: `channels` (connections by endpoint and lane), `headers` (what a call says before its message), `streams`
 and `pipes` (a stream's two ends, real and in memory), `endings` (how the real one says that it ends), `server` (who
-listens), `handlers` (who answers), `status` (our errors to gRPC status and back), `traffic` (how many bytes), `virtual`
-(a clock that jumps), `loop` (the event loop of a daemon), and `mirror` (dataclasses to messages). The only room that
-imports grpc; knows no message's meaning, no torch.
+listens), `handlers` (who answers), `status` (our errors to gRPC status and back), `traffic` (how many bytes), `links`
+with `pacing` and `sockets` (what the host's links carry, and when bulk may leave), `cables` (what they carry in
+memory), `virtual` (a clock that jumps), `loop` (the event loop of a daemon), and `mirror` (dataclasses to messages).
+The only room that imports grpc; knows no message's meaning, no torch.
 """
 
 import os

@@ -14,11 +14,11 @@ from distqat.ids import Endpoint
 from distqat.rpc import headers
 from distqat.rpc.channels import Channels
 from distqat.rpc.handlers import task_group
+from distqat.rpc.links import Links
 from distqat.rpc.pipes import checked
 from distqat.rpc.server import GrpcServer, open_server
 from distqat.rpc.status import error_of
 from distqat.rpc.streams import CallerStream, is_cancelled
-from distqat.rpc.traffic import Meter
 from distqat.rpc.transport import Bytes, Deadline, Method, Stream
 
 MAX_MESSAGE = 8 << 20
@@ -38,26 +38,38 @@ class TransportStatistics:
 
     num_connections: int
     traffic: Mapping[str, Bytes]
+    uplink: float
+    """Bytes per second; 0: not known."""
+    downlink: float
 
 
 class GrpcTransport:
     """Reaches other peers over gRPC, and lets them reach this one; made by `open_transport`."""
 
-    def __init__(self, channels: Channels, max_message: int) -> None:
+    def __init__(self, channels: Channels, max_message: int, links: Links) -> None:
         self._channels = channels
         self._max_message = max_message
-        self._meter = Meter()
+        self._links = links
+        self._meter = links.meter
 
     def __repr__(self) -> str:
         return f"<GrpcTransport {len(self._channels)} connections>"
 
     def statistics(self) -> TransportStatistics:
         """A snapshot."""
-        return TransportStatistics(len(self._channels), self.traffic())
+        return TransportStatistics(len(self._channels), self.traffic(), self.uplink(), self.downlink())
 
     def traffic(self) -> Mapping[str, Bytes]:
         """Message bytes so far by flow."""
         return self._meter.snapshot()
+
+    def uplink(self) -> float:
+        """Bytes per second that this host's link was measured to carry out; 0: not known."""
+        return self._links.gauge.uplink
+
+    def downlink(self) -> float:
+        """Bytes per second that this host's link was seen to carry in, at least; 0: not known."""
+        return self._links.gauge.downlink
 
     async def call(self, to: Endpoint, method: Method, request: bytes, deadline: Deadline) -> bytes:
         """Ask once and wait for the answer."""
@@ -69,7 +81,7 @@ class GrpcTransport:
             self._meter.sent(method.flow, message)
             try:
                 asking: UnaryCall = channel.unary_unary(method.path)
-                answer = await asking(message, timeout=left, metadata=headers.write(left))
+                answer = await asking(message, timeout=left, metadata=headers.write(left, method.lane))
             except grpc.aio.AioRpcError as error:
                 raise error_of(error, method, to) from None
             except asyncio.CancelledError:
@@ -85,8 +97,8 @@ class GrpcTransport:
         left = deadline.left() if deadline is not None else None
         async with self._channels.use(to, method.lane) as channel, task_group() as group:
             opening: StreamCall = channel.stream_stream(method.path)
-            call = opening(timeout=left, metadata=headers.write(left))
-            stream = CallerStream(call, to, method, self._meter, self._max_message, group)
+            call = opening(timeout=left, metadata=headers.write(left, method.lane))
+            stream = CallerStream(call, to, method, self._links, self._max_message, group)
             try:
                 try:
                     async with asyncio.timeout(OPEN_TIMEOUT if left is None else None):
@@ -99,14 +111,17 @@ class GrpcTransport:
 
     def serve(self, listen: Endpoint) -> AbstractAsyncContextManager[GrpcServer]:
         """Listen; at the end handlers are cancelled and joined."""
-        return open_server(listen, self._meter, self._max_message)
+        return open_server(listen, self._links, self._max_message)
 
 
 @asynccontextmanager
 async def open_transport(max_message: int = MAX_MESSAGE) -> AsyncIterator[GrpcTransport]:
     """A transport over gRPC; its connections are closed at the end."""
-    channels = Channels(max_message)
-    try:
-        yield GrpcTransport(channels, max_message)
-    finally:
-        await channels.close()
+    channels, links = Channels(max_message), Links()
+    async with task_group() as group:
+        watching = group.create_task(links.watch(), name="links")
+        try:
+            yield GrpcTransport(channels, max_message, links)
+        finally:
+            watching.cancel()
+            await channels.close()

@@ -1,4 +1,4 @@
-"""What every call says before its message: the protocol version of the caller, and the time that it has left."""
+"""What every call says before its message: the caller's protocol version, the time that it has left, and the lane."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distqat.errors import MessageError, ProtocolError
-from distqat.rpc.transport import PROTOCOL_VERSION
+from distqat.rpc.transport import PROTOCOL_VERSION, Lane
 
 VERSION_KEY = "distqat-protocol"
 
 LEFT_KEY = "distqat-left"
 """Seconds left. gRPC's own time-out is rounded up, and a callee must never believe that it has more than its caller."""
+
+LANE_KEY = "distqat-lane"
+"""Of the call: what is sent back on a stream leaves on it, too."""
+
+_LANES = {lane.value: lane for lane in Lane}
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Headers:
 
     version: str = ""
     left: str = ""
+    lane: Lane = Lane.CONTROL
 
     def check_version(self, here: str) -> None:
         """Raise ProtocolError unless the caller speaks our version; `here` is our address."""
@@ -43,13 +49,18 @@ class Headers:
         return max(0.0, own if other is None else min(own, other))
 
 
-def write(left: float | None) -> tuple[tuple[str, str], ...]:
+def write(left: float | None, lane: Lane = Lane.CONTROL) -> tuple[tuple[str, str], ...]:
     """As gRPC metadata."""
-    version = (VERSION_KEY, str(PROTOCOL_VERSION))
-    return (version,) if left is None else (version, (LEFT_KEY, f"{left:.6f}"))
+    said = [(VERSION_KEY, str(PROTOCOL_VERSION))]
+    if left is not None:
+        said.append((LEFT_KEY, f"{left:.6f}"))
+    if lane is not Lane.CONTROL:
+        said.append((LANE_KEY, lane.value))
+    return tuple(said)
 
 
 def read(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
     """From gRPC metadata."""
     texts = {key: value for key, value in metadata if isinstance(value, str)}
-    return Headers(texts.get(VERSION_KEY, ""), texts.get(LEFT_KEY, ""))
+    lane = _LANES.get(texts.get(LANE_KEY, ""), Lane.CONTROL)
+    return Headers(texts.get(VERSION_KEY, ""), texts.get(LEFT_KEY, ""), lane)

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from distqat.errors import CannotListenError, DeadlineError, DistqatError, UnreachableError
+from distqat.errors import CannotListenError, DeadlineError, DistqatError, GoneError, UnreachableError
 from distqat.ids import Endpoint
+from distqat.rpc.cables import Cables
 from distqat.rpc.handlers import Handlers, Outcome, again
 from distqat.rpc.pipes import LocalStream, Pipe, checked
 from distqat.rpc.traffic import Meter
@@ -55,7 +56,8 @@ class Network:
 
     `delay` and `jitter` are seconds one way (a packet takes delay to delay + jitter), `loss` and `duplicate` the
     probabilities that a unary request or its answer is lost, and that a request is delivered twice. A lost one shows as
-    DeadlineError. Streams lose nothing; they break on partitions and crashes. A host reaches itself at once, always.
+    DeadlineError. Streams lose nothing; they break on partitions and crashes. `cables` may limit the rate of a host's
+    streams. A host reaches itself at once, always.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Network:
         self.loss = loss
         self.duplicate = duplicate
         self.connect_timeout = CONNECT_TIMEOUT
+        self.cables = Cables()
         self.servers: dict[Endpoint, LocalServer] = {}
         self._random = random.Random(seed)
         self._transports: dict[str, list[LocalTransport]] = {}  # Those that have not crashed, by host.
@@ -134,11 +137,12 @@ class Network:
         """It is over."""
         self._links.pop(link, None)
 
-    def flight(self, source: str, target: str) -> float:
-        """Seconds that the next packet takes."""
+    def flight(self, source: str, target: str, size: int = 0) -> float:
+        """Seconds that the next packet takes, or a message of that many bytes on a stream."""
         if source == target:
             return 0.0
-        return self.delay + (self._random.uniform(0.0, self.jitter) if self.jitter else 0.0)
+        way = self.delay + (self._random.uniform(0.0, self.jitter) if self.jitter else 0.0)
+        return way + (self.cables.seconds(source, target, size, asyncio.get_running_loop().time()) if size else 0.0)
 
     def is_cut(self, source: str, target: str) -> bool:
         """Whether packets that way are swallowed."""
@@ -197,6 +201,14 @@ class LocalTransport:
         """Message bytes so far by flow."""
         return self._meter.snapshot()
 
+    def uplink(self) -> float:
+        """Bytes per second that this host's cable carries out; 0: it is unlimited."""
+        return self._network.cables.up(self.host)
+
+    def downlink(self) -> float:
+        """Bytes per second that this host's cable carries in; 0: it is unlimited."""
+        return self._network.cables.down(self.host)
+
     async def call(self, to: Endpoint, method: Method, request: bytes, deadline: Deadline) -> bytes:
         """Ask once and wait for the answer."""
         message = checked(request, self._max_message)
@@ -216,8 +228,8 @@ class LocalTransport:
                 await asyncio.sleep(self._network.flight(to.host, self.host))
         except TimeoutError:
             raise DeadlineError(f"{method} at {to}: not accepted in time") from None
-        up = Pipe(lambda: self._network.flight(self.host, to.host))
-        down = Pipe(lambda: self._network.flight(to.host, self.host))
+        up = Pipe(lambda size: self._network.flight(self.host, to.host, size))
+        down = Pipe(lambda size: self._network.flight(to.host, self.host, size))
         far = LocalStream(method.flow, down, up, server.meter, self._max_message)
         task = server.handlers.start(method.service, lambda: handler(far, Caller(self.host, deadline)))
         task.add_done_callback(lambda task: _ended(task, str(method), up, down))
@@ -298,7 +310,7 @@ class LocalTransport:
         server = network.servers.get(to)
         if server is None:
             await asyncio.sleep(network.flight(to.host, self.host))
-            raise UnreachableError(f"nobody listens at {to}")
+            raise GoneError(f"nobody listens at {to}")
         return server
 
     async def _back(self, to: Endpoint) -> None:

@@ -20,8 +20,6 @@ from distqat.errors import MessageError
 
 T = TypeVar("T")
 
-_SCALARS = frozenset((int, str, float, bool))
-
 
 def encode(value: Any, kind: type[Message]) -> bytes:
     """The dataclass as bytes of that message."""
@@ -42,29 +40,9 @@ def decode(cls: type[T], data: bytes | memoryview, kind: type[Message]) -> T:
 def fill(message: Message, value: Any) -> Any:
     """Write the fields of a dataclass into the message of the same shape, and return it."""
     cls: Any = type(value)
-    for name in _names(cls):
-        item = getattr(value, name)
-        if type(item) in _SCALARS:
-            setattr(message, name, item)
-        elif dataclasses.is_dataclass(item):
-            part = getattr(message, name)
-            part.SetInParent()
-            fill(part, item)
-        elif isinstance(item, Mapping):
-            getattr(message, name).update(item)
-        elif isinstance(item, tuple | list):
-            _extend(getattr(message, name), item)
-        elif item is not None:
-            setattr(message, name, item)
+    for write in _writers(cls):
+        write(message, value)
     return message
-
-
-def _extend(target: Any, items: Sequence[Any]) -> None:
-    if items and dataclasses.is_dataclass(items[0]):
-        for entry in items:
-            fill(target.add(), entry)
-    else:
-        target.extend(items)
 
 
 def read(cls: type[T], message: Message) -> T:
@@ -76,9 +54,53 @@ def read(cls: type[T], message: Message) -> T:
 _Reader = Callable[[Any], Any]
 
 
+_Writer = Callable[[Any, Any], None]
+"""Puts a field of a dataclass, or its value, into a message."""
+
+
 @functools.cache
-def _names(cls: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(cls))
+def _writers(cls: type) -> tuple[_Writer, ...]:
+    """How each field of the dataclass is written; worked out once, since messages are many."""
+    hints = typing.get_type_hints(cls)
+    return tuple(_writer(field.name, hints[field.name]) for field in dataclasses.fields(cls))
+
+
+def _writer(name: str, hint: Any) -> _Writer:
+    is_optional, kind = _unwrap(hint)
+    value = operator.attrgetter(name)
+    put = _putter(name, kind)
+
+    def write_if_there(message: Any, source: Any) -> None:
+        item = value(source)
+        if item is not None:
+            put(message, item)
+
+    return write_if_there if is_optional else lambda message, source: put(message, value(source))
+
+
+def _putter(name: str, kind: Any) -> _Writer:
+    """From a field's value in the dataclass into protobuf."""
+    target = operator.attrgetter(name)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if dataclasses.is_dataclass(typing.get_args(kind)[0]):
+            return lambda message, items: _add(target(message), items)
+        return lambda message, items: target(message).extend(items)
+    if origin is not None and issubclass(origin, Mapping):
+        return lambda message, items: target(message).update(items)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return lambda message, item: _put(target(message), item)
+    return lambda message, item: setattr(message, name, item)
+
+
+def _add(repeated: Any, items: Sequence[Any]) -> None:
+    for item in items:
+        fill(repeated.add(), item)
+
+
+def _put(part: Any, item: Any) -> None:
+    part.SetInParent()
+    fill(part, item)
 
 
 @functools.cache

@@ -28,8 +28,8 @@ class _End:
 class Pipe:
     """One direction of a stream."""
 
-    def __init__(self, delay: Callable[[], float]) -> None:
-        self._delay = delay  # Seconds under way of the next message.
+    def __init__(self, delay: Callable[[int], float]) -> None:
+        self._delay = delay  # Seconds under way of the next message, which has so many bytes.
         self._last_arrival = 0.0  # No message overtakes the one before it.
         self._under_way: deque[bytes | _End] = deque()  # Sent and not arrived.
         self._arrived: deque[bytes | _End] = deque()  # Arrived and not received.
@@ -78,7 +78,8 @@ class Pipe:
 
     def _depart(self, item: bytes | _End) -> None:
         loop = asyncio.get_running_loop()
-        self._last_arrival = max(self._last_arrival, loop.time() + self._delay())
+        size = 0 if isinstance(item, _End) else len(item)
+        self._last_arrival = max(self._last_arrival, loop.time() + self._delay(size))
         self._under_way.append(item)
         if self._last_arrival <= loop.time():
             self._arrive()

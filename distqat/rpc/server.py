@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import NoReturn
-from urllib.parse import unquote
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,10 +23,10 @@ from distqat.rpc import headers
 from distqat.rpc.channels import KEEPALIVE
 from distqat.rpc.handlers import Handlers
 from distqat.rpc.headers import Headers
+from distqat.rpc.links import Links
 from distqat.rpc.pipes import checked
 from distqat.rpc.status import ERROR_KEY, code_of, details_of
-from distqat.rpc.streams import HandlerStream, ServerContext
-from distqat.rpc.traffic import Meter
+from distqat.rpc.streams import HandlerStream, ServerContext, address_of
 from distqat.rpc.transport import Caller, Deadline, Method, Service
 
 STOP_GRACE = 1.0
@@ -94,14 +93,14 @@ class GrpcServer:
 
 
 @asynccontextmanager
-async def open_server(listen: Endpoint, meter: Meter, max_message: int) -> AsyncIterator[GrpcServer]:
+async def open_server(listen: Endpoint, links: Links, max_message: int) -> AsyncIterator[GrpcServer]:
     """Listen; at the end handlers are cancelled and joined. Raises CannotListenError."""
     async with Handlers.open(str(listen)) as handlers:
         server = grpc.aio.server(options=[*_SERVER_OPTIONS, ("grpc.max_receive_message_length", max_message)])
         checking = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checking, server)
         reflection.enable_server_reflection(tuple(_service_names()), server)
-        server.add_generic_rpc_handlers((_Dispatch(handlers, meter, max_message),))
+        server.add_generic_rpc_handlers((_Dispatch(handlers, links, max_message),))
         try:
             port = server.add_insecure_port(str(listen))
         except RuntimeError:
@@ -120,9 +119,10 @@ async def open_server(listen: Endpoint, meter: Meter, max_message: int) -> Async
 class _Dispatch(grpc.GenericRpcHandler):
     """Finds who answers a call, by its path."""
 
-    def __init__(self, handlers: Handlers, meter: Meter, max_message: int) -> None:
+    def __init__(self, handlers: Handlers, links: Links, max_message: int) -> None:
         self._handlers = handlers
-        self._meter = meter
+        self._links = links
+        self._meter = links.meter
         self._max_message = max_message
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
@@ -132,7 +132,7 @@ class _Dispatch(grpc.GenericRpcHandler):
         served = self._handlers.services.get(service)
         if served is None and not sent.version:
             return None  # Not meant for distqat at all.
-        method = Method(service, name)
+        method = Method(service, name, sent.lane)
         if served is not None and name in served.calls:
             return grpc.unary_unary_rpc_method_handler(self._answer_call(method, sent))
         # A stream handler can refuse both kinds, since it need not wait for a message first.
@@ -158,7 +158,7 @@ class _Dispatch(grpc.GenericRpcHandler):
 
     def _answer_stream(self, method: Method, sent: Headers) -> Callable[[object, ServerContext], Awaitable[None]]:
         async def answer(_: object, context: ServerContext) -> None:
-            stream = HandlerStream(context, method, self._meter, self._max_message, self._handlers.group)
+            stream = HandlerStream(context, method, self._links, self._max_message, self._handlers.group)
             try:
                 handler = self._handlers.stream(method.service, method.name)
                 caller = self._caller(context, sent)
@@ -191,8 +191,7 @@ class _Dispatch(grpc.GenericRpcHandler):
         """Who asks; raises ProtocolError, MessageError."""
         sent.check_version(self._handlers.name)
         left = sent.seconds_left(context.time_remaining())
-        address = unquote(context.peer()).removeprefix("ipv4:").removeprefix("ipv6:")
-        return Caller(address, Deadline.after(left) if left is not None else None)
+        return Caller(address_of(context), Deadline.after(left) if left is not None else None)
 
 
 async def _abort(context: ServerContext, error: DistqatError) -> NoReturn:

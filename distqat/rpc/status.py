@@ -12,6 +12,7 @@ from grpc.aio import AioRpcError
 from distqat.errors import (
     DeadlineError,
     DistqatError,
+    GoneError,
     MessageError,
     NotDistqatError,
     OverloadedError,
@@ -29,6 +30,9 @@ ERROR_KEY = "distqat-error"
 
 SPOILED = "Internal error from Core"
 """What grpc.aio makes of a call's status, whatever it was, when the call ends during a write (grpc issue 36066)."""
+
+REFUSED = "Connection refused"
+"""In gRPC's details when the host answers, and no process listens there."""
 
 MAX_DETAILS = 2048
 """Bytes of a message that cross; gRPC limits the size of all metadata."""
@@ -66,6 +70,8 @@ def error_of(status: AioRpcError, method: Method, to: Endpoint) -> DistqatError:
     match status.code():
         case StatusCode.UNAVAILABLE if "HTTP/2" in details or "http1" in details:
             return NotDistqatError(f"{to} answers, but it is not distqat: {_last(details)}")
+        case StatusCode.UNAVAILABLE if REFUSED in details:
+            return GoneError(f"{where}: {_last(details)}")
         case StatusCode.UNAVAILABLE | StatusCode.CANCELLED:
             return UnreachableError(f"{where}: {_last(details)}")
         case StatusCode.INTERNAL if details == SPOILED:

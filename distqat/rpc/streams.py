@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from typing import cast
+from urllib.parse import unquote
 
 import grpc.aio
 
@@ -19,11 +20,12 @@ from distqat.rpc import endings
 from distqat.rpc.endings import FINISH
 from distqat.rpc.handlers import Outcome, again
 from distqat.rpc.inflow import Inflow
+from distqat.rpc.links import Links
 from distqat.rpc.outflow import Outflow
 from distqat.rpc.pipes import checked
+from distqat.rpc.sockets import is_loopback
 from distqat.rpc.status import error_of
-from distqat.rpc.traffic import Meter
-from distqat.rpc.transport import Method
+from distqat.rpc.transport import Lane, Method
 
 StreamCall = grpc.aio.StreamStreamCall[bytes, bytes]
 ServerContext = grpc.aio.ServicerContext[bytes, bytes]
@@ -38,9 +40,11 @@ _LAST_READ = 1.0
 class GrpcStream(ABC):
     """What both ends have in common."""
 
-    def __init__(self, method: Method, meter: Meter, max_message: int, group: asyncio.TaskGroup) -> None:
+    def __init__(self, host: str, method: Method, links: Links, max_message: int, group: asyncio.TaskGroup) -> None:
         self.method = method
-        self._meter = meter
+        self._links = links
+        self._host = host  # Of the other end.
+        self._lane = Lane.CONTROL if is_loopback(host) else method.lane  # What stays on this host is not paced.
         self._max_message = max_message
         self._inflow = Inflow(str(method), self._read_once, group)  # gRPC allows one read at a time,
         self._outflow = Outflow(str(method), self._write_once, group)  # and one write.
@@ -57,16 +61,18 @@ class GrpcStream(ABC):
         if endings.is_end(message):
             raise MessageError("a zero byte, or one and a name, stands for the end of a stream")
         self._check_open()
+        await self._links.leave(self._host, self._lane, len(message))
         await self._outflow.put(message)
         if not more:
             await self._outflow.drain()
-        self._meter.sent(self.method.flow, message)
+        self._links.meter.sent(self.method.flow, message)
 
     async def receive(self) -> bytes | None:
         """The next message, or None when the other side has finished sending."""
         message = await self._inflow.get()
         if message is not None:
-            self._meter.received(self.method.flow, message)
+            self._links.came(self._lane)
+            self._links.meter.received(self.method.flow, message)
         return message
 
     async def flush(self) -> None:
@@ -126,9 +132,9 @@ class CallerStream(GrpcStream):
     """The end of the peer that opened the stream."""
 
     def __init__(
-        self, call: StreamCall, to: Endpoint, method: Method, meter: Meter, max_message: int, group: asyncio.TaskGroup
+        self, call: StreamCall, to: Endpoint, method: Method, links: Links, max_message: int, group: asyncio.TaskGroup
     ) -> None:
-        super().__init__(method, meter, max_message, group)
+        super().__init__(to.host, method, links, max_message, group)
         self._call = call
         self._to = to
         self._end: Outcome[None] | None = None  # How the handler has ended, once it has said so.
@@ -211,9 +217,9 @@ class HandlerStream(GrpcStream):
     """The end of the peer that answers."""
 
     def __init__(
-        self, context: ServerContext, method: Method, meter: Meter, max_message: int, group: asyncio.TaskGroup
+        self, context: ServerContext, method: Method, links: Links, max_message: int, group: asyncio.TaskGroup
     ) -> None:
-        super().__init__(method, meter, max_message, group)
+        super().__init__(address_of(context).rpartition(":")[0].strip("[]"), method, links, max_message, group)
         self._context = context
         self._ended = False  # The caller has said that it sends no more.
         self._gone = False  # The caller has left.
@@ -257,6 +263,11 @@ class HandlerStream(GrpcStream):
 
     def _left(self) -> DistqatError:
         return UnreachableError(f"the caller of {self.method} has left")
+
+
+def address_of(context: ServerContext) -> str:
+    """Where a call came from: host and port, an IPv6 host in brackets."""
+    return unquote(context.peer()).removeprefix("ipv4:").removeprefix("ipv6:")
 
 
 def is_cancelled() -> bool:

@@ -22,10 +22,14 @@ PROTOCOL_VERSION = 2
 
 
 class Lane(enum.Enum):
-    """Bulk and control never share a connection, so a full link cannot starve a heartbeat."""
+    """Each has a connection of its own to a peer, so what fills one of them cannot hold up another."""
 
     CONTROL = "control"
+    """Small messages that somebody waits for: leases, votes, records."""
+    HOP = "hop"
+    """Large ones that somebody waits for: microbatches. They go before bulk."""
     BULK = "bulk"
+    """Large ones that can wait: slices of rounds, state. They are paced (`pacing.py`)."""
 
 
 @dataclass(frozen=True)
@@ -180,4 +184,12 @@ class Transport(Protocol):
 
     def traffic(self) -> Mapping[str, Bytes]:
         """Message bytes so far by flow, both directions, as caller and as server."""
+        ...
+
+    def uplink(self) -> float:
+        """Bytes per second that this host's link was measured to carry out; 0: not known, nothing filled it."""
+        ...
+
+    def downlink(self) -> float:
+        """Bytes per second that this host's link was seen to carry in, at least; 0: not known."""
         ...

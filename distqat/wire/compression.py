@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from distqat.wire.linkrate import LinkRate
-
 Mode = Literal["auto", "on", "off"]
 
 LEVELS = (-3, 1)
@@ -89,7 +87,7 @@ class Compression:
 
     def __init__(self, mode: Mode = "auto") -> None:
         self.mode = mode
-        self.link = LinkRate()
+        self.link_rate = 0.0  # Bytes per second on the wire, as the other end has measured; 0 while it is not known.
         self.is_on = mode == "on"  # The next large tensor is compressed.
         self._level = LEVELS[-1]  # The best one, as far as is known.
         self._estimates: dict[int, Estimate] = {}  # By level; empty before the first trial.
@@ -98,12 +96,8 @@ class Compression:
     def __repr__(self) -> str:
         state = self.statistics()
         known = f", level {state.level}, ratio {state.ratio:.2f}" if state.level in self._estimates else ""
-        return f"<Compression {self.mode}: {'on' if self.is_on else 'off'}{known}, {self.link!r}>"
-
-    @property
-    def link_rate(self) -> float:
-        """Bytes per second on the wire; 0 while it is not known."""
-        return self.link.value
+        link = f"link {self.link_rate / 1e6:.1f} MB/s" if self.link_rate else "link unknown"
+        return f"<Compression {self.mode}: {'on' if self.is_on else 'off'}{known}, {link}>"
 
     def statistics(self) -> CompressionState:
         """A snapshot."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from distqat.errors import MessageError
+from distqat.wire.buffers import ALIGNMENT as ALIGNMENT
+from distqat.wire.buffers import BUFFERS
 from distqat.wire.payload import Payload
 
 CHUNK_BYTES = 2 << 20
@@ -19,9 +19,6 @@ CHUNK_BYTES = 2 << 20
 
 MAX_HEADER_BYTES = 64 << 10
 """A header is small; a larger one is garbage."""
-
-ALIGNMENT = 64
-"""Bytes; what a decoded tensor starts at, so that it need not be copied (model/boundary.py)."""
 
 _HEADER_TAG = 0x0A
 _PAYLOAD_TAG = 0x12
@@ -105,9 +102,7 @@ class Assembler:
 
 def aligned(size: int) -> memoryview:
     """So many writable bytes, not cleared, from an address at which torch likes its tensors to start."""
-    block = np.empty(size + ALIGNMENT - 1, dtype=np.uint8)
-    begin = -block.ctypes.data % ALIGNMENT
-    return block[begin : begin + size].data
+    return BUFFERS.take(size)
 
 
 def _varint(value: int) -> bytes:

@@ -1,85 +1,79 @@
-"""How fast a link is, as a sender sees it: bytes over the seconds in which sending them was held back. Pure.
+"""How fast a link is, as a receiver sees it: bytes over the seconds in which it brought them without a pause. Pure.
 
-What disappears into buffers at once says nothing of the link, so the rate of a link that nobody fills is not known.
+Each message says when it was sent, by its sender's clock. The least difference to when it came is the **lag**: that of
+the two clocks, and what a small message takes on an idle link. A message that was sent before the one in front of it
+had come was queued, and all that are queued one behind the other are a **rush**: it began one lag after its first
+message was sent, and lasts until its last one has come. So what disappears into the sender's buffers counts as well.
+
+A busy processor at either end makes messages late, and so a link look slow, but never fast. Therefore the fastest of
+the last few rushes counts.
 """
 
 from __future__ import annotations
 
-HELD = 0.002
-"""Seconds that a frame must have waited to count as held back; less is what copying it takes."""
+import math
+from collections import deque
 
-GAP = 0.005
-"""Seconds after a frame that was held back in which the next one is still part of the same rush. Buffers take several
-frames at once after each wait, and those must count too."""
+KEPT_RUSHES = 8
+"""The fastest of them counts."""
+
+NEEDED_RUSHES = 3
+"""Before anything is said."""
 
 RUSH_BYTES = 64 << 10
-"""Of a rush, before it counts. Less fits into any buffer: what held it back, such as a busy processor, was no link."""
+"""In a rush, before it counts: less fits into what a token bucket lets through at once."""
 
-MIN_SECONDS = 0.02
-"""Held back before anything is said."""
+RUSH_SECONDS = 0.5
+"""After which the rest of a rush counts as another one, so that a link that changes is noticed."""
 
-MIN_BYTES = 256 << 10
-"""Sent in that time before anything is said."""
+DRIFT = 1e-4
+"""By which two clocks may run apart, and the lag may grow unnoticed."""
 
-HORIZON_SECONDS = 2.0
-"""Held back,"""
-
-LEAST_BYTES = 32 << 20
-"""if so much was sent in that time,"""
-
-MOST_BYTES = 256 << 20
-"""or so much in less: after that what is older counts half."""
-
-FORGET_BYTES = 64 << 20
-"""Sent in a row without being held back, after which the link is not the same any more, or not what limits."""
+FAST = 100e6
+"""Bytes per second from which on a link is as good as any, and nothing is said: processors limit there as well."""
 
 
 class LinkRate:
-    """The rate of one direction of one stream; times are seconds of any steady clock."""
+    """Of what comes in one direction of one stream, in order; times are seconds of any steady clocks."""
 
     def __init__(self) -> None:
-        self._bytes = 0.0  # Sent while held back; older ones count less.
-        self._seconds = 0.0  # Held back; older ones count less.
-        self._rush_end: float | None = None  # When the last frame of a rush was through; None before the first.
-        self._rush_bytes = 0  # Of the present rush, not counted yet.
-        self._rush_seconds = 0.0
-        self._free_bytes = 0  # Sent since something counted.
+        self._lag: float | None = None  # None before the first message.
+        self._came = -math.inf  # When the last message had come.
+        self._begin = 0.0  # Of the present rush, by the receiver's clock.
+        self._bytes = 0  # Of the present rush.
+        self._rates: deque[float] = deque(maxlen=KEPT_RUSHES)  # Of the rushes before it.
 
     def __repr__(self) -> str:
         return f"<LinkRate {self.value / 1e6:.1f} MB/s>" if self.value else "<LinkRate unknown>"
 
     @property
     def value(self) -> float:
-        """Bytes per second; 0 while it is not known."""
-        is_known = self._seconds >= MIN_SECONDS and self._bytes >= MIN_BYTES
-        return self._bytes / self._seconds if is_known else 0.0
+        """Bytes per second; 0 while it is not known, or `FAST` or more."""
+        rates = [*self._rates, self._rate] if self._bytes >= RUSH_BYTES else self._rates
+        best = max(rates) if len(rates) >= NEEDED_RUSHES else math.inf
+        return best if best < FAST else 0.0
 
-    def sent(self, size: int, began: float, ended: float) -> None:
-        """A frame of that many bytes was given to the transport at `began`, which had room for more at `ended`."""
-        since = began
-        if self._rush_end is not None and began - self._rush_end <= GAP:
-            since = self._rush_end
-        elif ended - began < HELD:
-            self._free(size)
-            return
-        else:
-            self._rush_bytes, self._rush_seconds = 0, 0.0
-        self._rush_bytes += size
-        self._rush_seconds += ended - since
-        self._rush_end = ended
-        if self._rush_bytes >= RUSH_BYTES:
-            self._count()
+    def came(self, size: int, sent: float, now: float) -> None:
+        """A message of that many bytes, sent at `sent`, is whole now."""
+        if self._lag is None:
+            self._lag = now - sent
+            self._came = now
+            return  # Nothing is known yet to tell its own bytes from the lag.
+        self._lag = min(self._lag + DRIFT * (now - self._came), now - sent)
+        earliest = sent + self._lag
+        if earliest > self._came:
+            self._next_rush(earliest)
+        elif self._came - self._begin > RUSH_SECONDS:
+            self._next_rush(self._came)
+        self._bytes += size
+        self._came = now
 
-    def _count(self) -> None:
-        self._bytes += self._rush_bytes
-        self._seconds += self._rush_seconds
-        self._rush_bytes, self._rush_seconds = 0, 0.0
-        self._free_bytes = 0
-        if (self._seconds > HORIZON_SECONDS and self._bytes > LEAST_BYTES) or self._bytes > MOST_BYTES:
-            self._bytes /= 2
-            self._seconds /= 2
+    @property
+    def _rate(self) -> float:
+        seconds = self._came - self._begin
+        return self._bytes / seconds if seconds > 0 else math.inf
 
-    def _free(self, size: int) -> None:
-        self._free_bytes += size
-        if self._free_bytes > FORGET_BYTES:
-            self._bytes = self._seconds = 0.0
+    def _next_rush(self, begin: float) -> None:
+        if self._bytes >= RUSH_BYTES:
+            self._rates.append(self._rate)
+        self._begin, self._bytes = begin, 0

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from distqat.averaging import outer
 from distqat.averaging.averager import Averager
 from distqat.averaging.context import Compute, Context, Sibling
+from distqat.averaging.outer import Shape
 from distqat.averaging.service import services
 from distqat.errors import DistqatError
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex
@@ -23,8 +25,8 @@ T = TypeVar("T")
 
 RUN = RunId("test", "0" * 32)
 STAGE = StageIndex(1)
-PLAIN = SyncSection(warmup_steps=1000, max_wait=4.0)
-DILOCO = SyncSection(warmup_steps=0, inner_steps=10, max_wait=4.0)
+PLAIN = SyncSection(warmup_steps=1000, max_wait=4.0, codec="none")
+DILOCO = SyncSection(warmup_steps=0, inner_steps=10, max_wait=4.0, codec="none")
 
 
 class Inline:
@@ -43,6 +45,7 @@ class Node:
     is_live: bool = True  # The directory lists it.
     has_crashed: bool = False
     lost: list[tuple[str, str]] = field(default_factory=list)  # What `on_lost` was told.
+    refused: list[tuple[str, str]] = field(default_factory=list)  # What `on_refused` was told.
 
     def __repr__(self) -> str:
         return f"<Node {self.peer}>"
@@ -71,6 +74,7 @@ class Swarm:
         self.sync = sync
         self.parameters = parameters
         self.elements = parameters + buffers
+        self.fragments = 1  # Of equal lengths, as far as possible.
         self.nodes: dict[PeerId, Node] = {}
         self.hidden: set[tuple[str, str]] = set()  # (who, whom): who does not see whom in its directory.
 
@@ -88,13 +92,13 @@ class Swarm:
                 endpoint=server.endpoint,
                 run=RUN,
                 stage=STAGE,
-                num_parameters=self.parameters,
-                num_elements=self.elements,
+                shapes=self.shapes,
                 transport=transport,
                 device=device or Inline(),
                 sync=self.sync,
                 siblings=lambda: self.siblings(peer),
                 on_lost=lambda lost, reason: node.lost.append((lost, reason)) if node is not None else None,
+                on_refused=lambda whose, reason: node.refused.append((whose, reason)) if node is not None else None,
             )
             async with Averager.open(context) as averager:
                 node = Node(peer, averager)
@@ -106,6 +110,18 @@ class Swarm:
                 finally:
                     # Of a crash the directory learns when the test says so.
                     node.is_live = node.is_live and node.has_crashed
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the fragments; the buffers are in the last one."""
+        ends = [self.parameters * (index + 1) // self.fragments for index in range(self.fragments)]
+        lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        last = lengths.pop()
+        return (*(Shape(length, length) for length in lengths), Shape(last, last + self.elements - self.parameters))
+
+    def pieces(self, whole: torch.Tensor) -> list[torch.Tensor]:
+        """The vectors of the fragments."""
+        return [part for part, _ in outer.split(whole, self.shapes)]
 
     def siblings(self, me: PeerId) -> list[Sibling]:
         """What the directory tells this peer."""

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from distqat.averaging import outer, reduce
 from distqat.averaging.group import Invite
-from distqat.averaging.outer import OuterState
+from distqat.averaging.phases import phase
 from distqat.errors import RoundError, TensorError
 from distqat.rpc.local import Network
 from tests.averaging.swarm import DILOCO, PLAIN, Node, Swarm, founded, moved, together
-from tests.averaging.words import round_ref
+from tests.averaging.words import committed, founding, round_ref
 from tests.support import run_virtual, until
 
 
@@ -25,8 +25,8 @@ def test_a_lone_sibling_commits_by_itself_at_once() -> None:
     async def scenario() -> None:
         async with founded(["alice"]) as (swarm, [alice]):
             local = moved(swarm, 0.1)
-            result = await alice.averager.synchronise(local, 5)
-            assert result.numpy().tobytes() == local.numpy().tobytes()
+            outcome = await alice.averager.synchronise(local, 5)
+            assert outcome.state.anchor.numpy().tobytes() == local.numpy().tobytes()
             [receipt] = alice.averager.receipts
             assert (receipt.round, receipt.contributors, receipt.samples) == (0, ("alice",), 5)
             assert (receipt.bytes, receipt.seconds, receipt.lost) == (0, 0.0, ())
@@ -40,7 +40,7 @@ def test_unequal_samples_over_three_rounds_against_the_oracle() -> None:
 
     async def scenario() -> None:
         async with founded(["alice", "bob", "carol"], DILOCO, parameters=17, buffers=3) as (swarm, nodes):
-            expected = OuterState.founding(swarm.start(), swarm.parameters)
+            expected = founding(swarm.start(), swarm.parameters)
             draw = torch.Generator().manual_seed(3)
             for number in range(3):
                 locals_ = [expected.anchor + torch.randn(20, generator=draw) for _ in nodes]
@@ -51,9 +51,10 @@ def test_unequal_samples_over_three_rounds_against_the_oracle() -> None:
                         for node, local, count in zip(nodes, locals_, samples, strict=True)
                     )
                 )
-                how = outer.phase(number, DILOCO)
+                how = phase(number, DILOCO)
                 parts = [outer.delta(expected, local, how) for local in locals_]
-                expected = outer.apply(expected, reduce.weighted_mean(parts, reduce.weights(samples)), how)
+                members = [node.peer for node in nodes]
+                expected = outer.apply(expected, reduce.weighted_mean(parts, reduce.weights(samples)), how, members)
                 assert digests(nodes) == {expected.digest}
                 assert all(torch.equal(node.anchor, expected.anchor) for node in nodes)
 
@@ -104,7 +105,7 @@ def test_the_order_of_arrival_changes_no_bit(order: tuple[int, ...]) -> None:
     digest = run_virtual(scenario())
     parts = [torch.randn(10, generator=seeded(place)) for place in range(3)]
     average = reduce.weighted_mean(parts, reduce.weights([1, 2, 3]))
-    assert digest == OuterState.of(average, torch.zeros(8), 1).digest
+    assert digest == committed(average, torch.zeros(8), 1, ["alice", "bob", "carol"]).digest
 
 
 def test_siblings_whose_first_numbers_differ_agree_after_one_round() -> None:
@@ -155,7 +156,7 @@ def test_nobody_has_trained_so_the_anchor_stands() -> None:
     async def scenario() -> None:
         async with founded(["alice", "bob"], DILOCO) as (swarm, nodes):
             results = await together(*(node.averager.synchronise(swarm.start(), 0) for node in nodes))
-            assert all(torch.equal(result, swarm.start()) for result in results)
+            assert all(torch.equal(result.state.anchor, swarm.start()) for result in results)
             assert all(node.sibling.round == 0 and not node.averager.receipts for node in nodes)
 
     run_virtual(scenario())
@@ -219,10 +220,10 @@ def test_what_was_learned_before_a_cancelled_catch_up_is_not_contributed() -> No
         async with founded(["alice", "bob"], DILOCO, Network(delay=0.01)) as (swarm, [alice, bob]):
             swarm.hidden = {("bob", "alice")}
             await bob.averager.synchronise(moved(swarm, 3.0), 1)
-            bob.averager.lobby.consider(Invite(round_ref(1), alice.peer, alice.averager.context.endpoint))
+            bob.averager.pursuit.consider(Invite(round_ref(1), alice.peer, alice.averager.context.endpoint))
             async with asyncio.TaskGroup() as group:
                 task = group.create_task(alice.averager.synchronise(moved(swarm, 5.0), 7))
-                alice.averager.lobby.consider(Invite(round_ref(9), bob.peer, bob.averager.context.endpoint))
+                alice.averager.pursuit.consider(Invite(round_ref(9), bob.peer, bob.averager.context.endpoint))
                 await until(lambda: alice.sibling.round == 1)
                 task.cancel()
             assert alice.digest == bob.digest

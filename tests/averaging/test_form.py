@@ -1,18 +1,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqat.averaging.form import CatchUp, Form, Skip, Start, Wait
+from distqat.averaging.form import CatchUp, Decision, Form, Others, Settle, Skip, Start, Stuck, Wait
+from distqat.averaging.group import Contact, Doubt
+from distqat.averaging.quorum import Quorum
 from distqat.averaging.waits import Patience
-from distqat.ids import PeerId
-from tests.averaging.words import join
+from distqat.ids import Endpoint, PeerId
+from tests.averaging.words import join, round_ref
 
 ALICE, BOB, CAROL = PeerId("alice"), PeerId("bob"), PeerId("carol")
 LONGEST = 10.0
+
+
+NOBODY = Quorum()
+
+
+def decide(
+    form: Form,
+    expected: Collection[PeerId],
+    now: float,
+    engaged: Collection[PeerId] = (),
+    quorum: Quorum = NOBODY,
+    **others: Collection[PeerId],
+) -> Decision:
+    return form.decide(Others(expected, engaged=engaged, **others), quorum, now)
 
 
 @pytest.fixture
@@ -23,36 +41,36 @@ def form() -> Form:
 
 def test_nothing_is_decided_before_the_leader_has_joined(form: Form) -> None:
     form.join(join("bob"), 0.0)
-    assert form.decide({BOB}, (), 100.0) == Wait(math.inf, (ALICE,))
+    assert decide(form, {BOB}, 100.0) == Wait(math.inf, (ALICE,))
 
 
 def test_it_starts_as_soon_as_all_live_siblings_have_joined(form: Form) -> None:
     form.join(join("bob"), 0.0)
     form.join(join("alice"), 0.1)
-    assert form.decide({BOB, CAROL}, (), 0.2) == Wait(LONGEST, (CAROL,))
+    assert decide(form, {BOB, CAROL}, 0.2) == Wait(LONGEST, (CAROL,))
     form.join(join("carol"), 0.3)
-    assert form.decide({BOB, CAROL}, (), 0.3) == Start((join("bob"), join("alice"), join("carol")))
+    assert decide(form, {BOB, CAROL}, 0.3) == Start((join("bob"), join("alice"), join("carol")))
 
 
 def test_a_sibling_that_is_lost_is_not_waited_for(form: Form) -> None:
     form.join(join("alice"), 0.0)
-    assert isinstance(form.decide({BOB}, (), 0.0), Wait)
-    assert form.decide((), (), 0.1) == Start((join("alice"),))
+    assert isinstance(decide(form, {BOB}, 0.0), Wait)
+    assert decide(form, (), 0.1) == Start((join("alice"),))
 
 
 def test_a_sibling_that_left_is_waited_for_again(form: Form) -> None:
     form.join(join("alice"), 0.0)
     form.join(join("bob"), 0.0)
     form.leave(BOB)
-    assert form.decide({BOB}, (), 1.0) == Wait(LONGEST, (BOB,))
+    assert decide(form, {BOB}, 1.0) == Wait(LONGEST, (BOB,))
     form.leave(CAROL)
 
 
 def test_it_starts_without_a_live_sibling_at_the_deadline(form: Form) -> None:
     form.join(join("bob"), 5.0)
     form.join(join("alice"), 6.0)
-    assert isinstance(form.decide({BOB, CAROL}, (), 14.9), Wait)
-    assert form.decide({BOB, CAROL}, (), 15.0) == Start((join("bob"), join("alice")))
+    assert isinstance(decide(form, {BOB, CAROL}, 14.9), Wait)
+    assert decide(form, {BOB, CAROL}, 15.0) == Start((join("bob"), join("alice")))
     # Somebody was missed, so the next wait is not shorter.
     assert form.patience.seconds() == LONGEST
 
@@ -61,66 +79,116 @@ def test_the_deadline_is_learned(form: Form) -> None:
     for _ in range(4):
         form.join(join("alice"), 0.0)
         form.join(join("bob"), 2.0)
-        assert isinstance(form.decide({BOB}, (), 2.0), Start)
+        assert isinstance(decide(form, {BOB}, 2.0), Start)
         form.clear()
     form.join(join("alice"), 100.0)
-    assert form.decide({BOB}, (), 100.0) == Wait(102.0, (BOB,))
+    assert decide(form, {BOB}, 100.0) == Wait(102.0, (BOB,))
 
 
 def test_a_round_without_siblings_teaches_nothing(form: Form) -> None:
     form.join(join("alice"), 0.0)
-    assert isinstance(form.decide((), (), 0.0), Start)
+    assert isinstance(decide(form, (), 0.0), Start)
     assert form.patience.seconds() == LONGEST
 
 
 def test_it_never_starts_while_a_sibling_takes_part_elsewhere(form: Form) -> None:
     form.join(join("alice"), 0.0)
-    assert form.decide({BOB}, {BOB}, 1000.0) == Wait(math.inf, (BOB,))
-    assert isinstance(form.decide({BOB}, (), 1000.0), Start)
+    assert decide(form, {BOB}, 1000.0, engaged={BOB}) == Wait(math.inf, (BOB,))
+    assert isinstance(decide(form, {BOB}, 1000.0), Start)
 
 
 def test_who_missed_a_round_catches_up_at_once(form: Form) -> None:
     form.join(join("alice", number=4), 0.0)
     form.join(join("bob", number=3, digest="old"), 0.0)
-    assert form.decide({BOB, CAROL}, (), 0.0) == CatchUp((BOB,), join("alice", number=4))
+    assert decide(form, {BOB, CAROL}, 0.0) == CatchUp((BOB,), join("alice", number=4))
 
 
 def test_a_leader_that_missed_a_round_catches_up_itself(form: Form) -> None:
     form.join(join("alice", number=3, digest="old"), 0.0)
     form.join(join("bob", number=4), 0.0)
     form.join(join("carol", number=4), 0.0)
-    assert form.decide({BOB, CAROL}, (), 0.0) == CatchUp((ALICE,), join("bob", number=4))
+    assert decide(form, {BOB, CAROL}, 0.0) == CatchUp((ALICE,), join("bob", number=4))
 
 
 def test_of_different_anchors_that_of_most_counts(form: Form) -> None:
     form.join(join("alice", digest="mine"), 0.0)
     form.join(join("bob", digest="ours"), 0.0)
     form.join(join("carol", digest="ours"), 0.0)
-    assert form.decide({BOB, CAROL}, (), 0.0) == CatchUp((ALICE,), join("bob", digest="ours"))
+    assert decide(form, {BOB, CAROL}, 0.0) == CatchUp((ALICE,), join("bob", digest="ours"))
 
 
 def test_of_two_different_anchors_the_leaders_counts(form: Form) -> None:
     form.join(join("bob", digest="his"), 0.0)
     form.join(join("alice", digest="mine"), 0.0)
-    decision = form.decide({BOB}, (), 0.0)
+    decision = decide(form, {BOB}, 0.0)
     assert decision == CatchUp((BOB,), join("alice", digest="mine"))
     # He comes again with the right one, and is waited for although the first deadline may be over.
     form.leave(BOB)
-    assert form.decide({BOB}, (), LONGEST - 0.1) == Wait(LONGEST, (BOB,))
+    assert decide(form, {BOB}, LONGEST - 0.1) == Wait(LONGEST, (BOB,))
     form.join(join("bob", samples=0, digest="mine"), 1.0)
-    assert isinstance(form.decide({BOB}, (), 1.0), Start)
+    assert isinstance(decide(form, {BOB}, 1.0), Start)
 
 
 def test_nobody_to_judge_anchors_before_all_are_there(form: Form) -> None:
     form.join(join("alice", digest="mine"), 0.0)
     form.join(join("bob", digest="ours"), 0.0)
-    assert isinstance(form.decide({BOB, CAROL}, (), 0.0), Wait)
+    assert isinstance(decide(form, {BOB, CAROL}, 0.0), Wait)
 
 
 def test_nothing_happens_when_nobody_has_trained(form: Form) -> None:
     form.join(join("alice", samples=0), 0.0)
     form.join(join("bob", samples=0), 0.0)
-    assert form.decide({BOB}, (), 0.0) == Skip((ALICE, BOB), join("alice", samples=0))
+    assert decide(form, {BOB}, 0.0) == Skip((ALICE, BOB), join("alice", samples=0))
+
+
+THREE = Quorum.of(round_ref(), (ALICE, BOB, CAROL))
+
+
+def test_it_does_not_start_without_those_who_decide(form: Form) -> None:
+    quorum = Quorum.of(round_ref(), (ALICE, BOB, CAROL))
+    form.join(join("alice"), 0.0)
+    assert decide(form, (), 0.0, quorum=quorum) == Wait(LONGEST, (BOB, CAROL))
+    assert decide(form, (), 0.0, quorum=quorum, silent={CAROL}) == Wait(LONGEST, (BOB,))
+    assert decide(form, (), 0.0, quorum=quorum, silent={BOB, CAROL}) == Stuck((BOB, CAROL))
+    assert decide(form, (), LONGEST, quorum=quorum) == Stuck((BOB, CAROL))
+    assert isinstance(decide(form, (), 0.0, quorum=quorum, gone={BOB, CAROL}), Start)
+    form.join(join("bob"), 0.0)
+    assert isinstance(decide(form, (), 0.0, quorum=quorum, silent={CAROL}), Start)
+
+
+def test_who_is_here_without_a_voice_counts_as_gone(form: Form) -> None:
+    form.join(join("alice"), 0.0)
+    for name in ("bob", "carol"):
+        form.join(replace(join(name), has_voice=False), 0.0)
+    assert isinstance(decide(form, (), 0.0, quorum=THREE), Start)
+
+
+def test_as_long_as_a_majority_is_gone_everybody_who_lives_must_be_here(form: Form) -> None:
+    """One who is gone may have committed the round, and told a newcomer."""
+    dave = PeerId("dave")
+    form.join(join("alice"), 0.0)
+    assert decide(form, (), 0.0, quorum=THREE, gone={BOB, CAROL}, live={dave}) == Wait(LONGEST, (dave,))
+    assert decide(form, (), 0.0, quorum=THREE, gone={BOB, CAROL}, live={dave}, silent={dave}) == Stuck((dave,), True)
+    form.join(join("dave"), 0.0)
+    assert isinstance(decide(form, (), 0.0, quorum=THREE, gone={BOB, CAROL}, live={dave}), Start)
+
+
+def test_so_must_those_who_were_in_an_attempt_that_nobody_knows_of(form: Form) -> None:
+    dave = PeerId("dave")
+    doubt = Doubt("", (Contact(ALICE, Endpoint("alice", 1)), Contact(dave, Endpoint("dave", 1))))
+    form.join(replace(join("alice"), doubt=doubt), 0.0)
+    assert decide(form, (), 0.0, quorum=THREE, gone={BOB, CAROL}, silent={dave}) == Stuck((dave,), True)
+    assert isinstance(decide(form, (), 0.0, quorum=THREE, gone={BOB, CAROL, dave}), Start)
+
+
+def test_what_is_in_doubt_comes_before_a_new_attempt(form: Form) -> None:
+    members = tuple(Contact(peer, Endpoint(peer, 1)) for peer in (ALICE, BOB, CAROL))
+    form.join(replace(join("alice", samples=0), doubt=Doubt("x", members)), 0.0)
+    assert decide(form, (), 0.0, quorum=THREE, gone={BOB}, silent={CAROL}) == Stuck((CAROL,), True)
+    form.join(replace(join("bob"), doubt=Doubt("x", members)), 0.0)
+    decision = decide(form, (), 0.0, quorum=THREE)
+    assert isinstance(decision, Settle)
+    assert decision.digest == "x"
 
 
 PEOPLE = [PeerId(name) for name in ("alice", "bob", "carol", "dave", "erin")]
@@ -140,7 +208,7 @@ def test_whatever_is_said_it_ends_in_one_group_of_one_anchor(
         form.join(join(peer, number, samples, digest=f"{number}{peer < 'c'}"), float(moment))
     now = 1000.0
     for _ in range(4):
-        decision = form.decide(expected, (), now)
+        decision = decide(form, expected, now)
         if not isinstance(decision, CatchUp):
             break
         for peer in decision.peers:

@@ -31,8 +31,7 @@ def test_three_members_and_a_million_elements() -> None:
             results = await together(
                 *(node.averager.synchronise(local, 2) for node, local in zip(nodes, locals_, strict=True))
             )
-            assert all(torch.equal(result, results[0]) for result in results)
-            assert torch.allclose(results[0], sum(locals_) / 3, atol=1e-6)  # type: ignore[arg-type]
+            assert torch.allclose(results[0].state.anchor, sum(locals_) / 3, atol=1e-6)  # type: ignore[arg-type]
             assert len({node.digest for node in nodes}) == 1
             # Two thirds of the vector leave and come, once as contributions and once as averages.
             for node in nodes:

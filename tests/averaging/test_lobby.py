@@ -81,7 +81,7 @@ def test_the_wait_for_a_missing_sibling_is_learned() -> None:
             for _ in range(4):
                 await together(*(node.averager.synchronise(moved(swarm, 1.0), 1) for node in nodes))
             # Whoever has led knows by now that all come within moments, and nobody else knows anything.
-            patience = {node.averager.lobby.form.patience.seconds() for node in nodes}
+            patience = {node.averager.pursuit.round.form.patience.seconds() for node in nodes}
             assert LEAST_PATIENCE in patience <= {LEAST_PATIENCE, PLAIN.max_wait}
 
     run_virtual(scenario())
@@ -145,7 +145,7 @@ def test_an_averager_that_closes_sends_its_guests_away() -> None:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(nodes[0].averager.synchronise(moved(swarm, 1.0), 1))]
                 await asyncio.sleep(0.2)
-                nodes[1].averager.lobby.send_away("bob leaves stage 1")
+                nodes[1].averager.pursuit.stop("bob leaves stage 1")
                 nodes[1].is_live = False
                 await until(tasks[0].done)
             assert nodes[0].sibling.round == 1

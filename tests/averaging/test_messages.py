@@ -8,14 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distqat.averaging import messages, slices
-from distqat.averaging.group import Group, Invite, Join, Stale, Verdict, Vote
-from distqat.averaging.messages import Fetch, Invited, JoinReply, Manifest, SliceHeader, StateHeader
+from distqat.averaging.group import Group, Invite, Invited, Join, JoinReply, Stale, Verdict, Vote
+from distqat.averaging.messages import SliceHeader
 from distqat.errors import MessageError
-from distqat.ids import Endpoint, PeerId, RunId, StageIndex
-from distqat.pb import averaging_pb2, state_pb2
+from distqat.ids import Endpoint, PeerId
+from distqat.pb import averaging_pb2
 from distqat.wire.frames import Chunk
-from distqat.wire.tensors import TensorHeader
-from tests.averaging.swarm import RUN, STAGE
 from tests.averaging.words import failed, join, prepared, round_ref
 
 HERE = Endpoint("alice", 7)
@@ -29,9 +27,6 @@ EXAMPLES: list[Any] = [
     failed("alice", "it broke", "bob"),
     Verdict(False, "it broke", ("bob", "carol")),
     SliceHeader("x", PeerId("alice"), "none", Chunk(1 << 20, 1 << 33)),
-    Fetch(RUN, STAGE),
-    StateHeader(Manifest(4, "d", (TensorHeader("anchor", "float32", (10,), "none", 40),)), Chunk(0, 40)),
-    StateHeader(None, Chunk(40, 80)),
 ]
 
 
@@ -79,10 +74,3 @@ def test_frames_are_plain_protobuf(payload: bytes, offset: int) -> None:
     assert slice_frame.SerializeToString() == frame
     back, data = messages.unframe(SliceHeader, frame)
     assert (back, bytes(data)) == (header, payload)
-    state = messages.frame(StateHeader(None, Chunk(offset, 2**40)), payload)
-    assert state_pb2.StateFrame.FromString(state).payload == payload
-
-
-def test_the_run_travels_whole() -> None:
-    fetch = Fetch(RunId("näme", "ff"), StageIndex(5))
-    assert messages.decode(Fetch, messages.encode(fetch)) == fetch

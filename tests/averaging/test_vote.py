@@ -1,83 +1,132 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqat.averaging import slices, vote
-from distqat.averaging.group import Verdict, Vote
+from distqat.averaging import slices
+from distqat.averaging.group import Group, Verdict, Vote
+from distqat.averaging.quorum import Quorum
+from distqat.averaging.vote import Tally
 from distqat.ids import PeerId
-from tests.averaging.words import failed, join, prepared
+from tests.averaging.words import failed, join, prepared, round_ref
 
 ALICE, BOB, CAROL = PeerId("alice"), PeerId("bob"), PeerId("carol")
+ALL = (ALICE, BOB, CAROL)
 GROUP = slices.assign("x", [join("alice"), join("bob"), join("carol")], 10)
+COMMITTED = Verdict(True, digest="same", donor="alice")
 
 
-def verdict(votes: Iterable[Vote], gone: Iterable[PeerId] = (), is_late: bool = False) -> Verdict | None:
+def tally(votes: Iterable[Vote], group: Group = GROUP, is_strict: bool = False) -> Tally:
+    """Alice leads; all three decide."""
+    found = Tally(group, ALICE, Quorum.of(round_ref(), ALL), set(ALL), is_strict)
+    for vote in votes:
+        found.cast(vote)
+    return found
+
+
+def verdict(
+    votes: Iterable[Vote], lost: Iterable[PeerId] = (), gone: Iterable[PeerId] = (), is_late: bool = False
+) -> Verdict | None:
     """What alice decides."""
-    return vote.decide(GROUP, ALICE, {ballot.peer: ballot for ballot in votes}, set(gone), is_late)
+    return tally(votes).decide(set(lost), set(gone), is_late)
 
 
 def test_it_commits_when_all_hold_the_same() -> None:
     assert verdict([prepared("alice"), prepared("bob")]) is None
-    assert verdict([prepared("alice"), prepared("bob"), prepared("carol")]) == Verdict(True)
+    assert verdict([prepared("alice"), prepared("bob"), prepared("carol")]) == COMMITTED
 
 
-def test_another_result_is_named() -> None:
-    assert verdict([prepared("alice"), prepared("bob", "other"), prepared("carol")]) == Verdict(
-        False, "bob came to another result", ("bob",)
-    )
+def test_who_votes_twice_is_heard_once_and_strangers_never() -> None:
+    assert verdict([prepared("alice"), prepared("alice", "other"), prepared("mallory")]) is None
+    assert tally([prepared("mallory")]).silent == ALL
 
 
-def test_of_two_results_the_leaders_counts() -> None:
-    group = slices.assign("x", [join("alice"), join("bob")], 10)
-    votes = {BOB: prepared("bob", "his"), ALICE: prepared("alice", "mine")}
-    decision = vote.decide(group, ALICE, votes, (), False)
+def test_who_came_to_another_result_does_not_stop_those_who_decide() -> None:
+    decision = verdict([prepared("alice"), prepared("bob", "other"), prepared("carol")])
+    assert decision == Verdict(True, blamed=("bob",), digest="same", donor="alice")
+
+
+def test_without_those_who_decide_it_is_named() -> None:
+    votes = [prepared("alice"), prepared("bob", "other"), failed("carol")]
+    decision = verdict(votes)
+    assert decision == Verdict(False, "it broke")
+    decision = Tally(GROUP, ALICE, Quorum.of(round_ref(), [CAROL]), {CAROL}).decide((), (), True)
     assert decision is not None
-    assert decision.lost == ("bob",)
+    assert not decision.committed
 
 
 def test_the_leader_may_be_the_one_that_is_wrong() -> None:
     decision = verdict([prepared("alice", "other"), prepared("bob"), prepared("carol")])
-    assert decision is not None
-    assert decision.lost == ("alice",)
+    assert decision == Verdict(True, blamed=("alice",), digest="same", donor="bob")
 
 
-def test_a_member_that_is_accused_and_silent_is_lost() -> None:
-    votes = [failed("alice", "no contribution from carol", "carol")]
+def test_who_failed_takes_it_from_those_who_decide() -> None:
+    decision = verdict([prepared("alice"), failed("bob", "carol broke", "carol"), prepared("carol")])
+    assert decision == COMMITTED
+
+
+def test_a_member_that_is_accused_and_does_not_answer_is_lost() -> None:
+    votes = [failed("alice", "no contribution from carol", "carol"), failed("bob", "the attempt failed")]
     assert verdict(votes) is None
-    votes.append(failed("bob", "the attempt failed"))
-    assert verdict(votes) == Verdict(False, "no contribution from carol", ("carol",))
+    assert tally(votes).accused == {CAROL}
+    assert verdict(votes, lost=[CAROL]) == Verdict(False, "no contribution from carol", ("carol",))
 
 
-def test_a_member_that_the_directory_lost_is_not_waited_for() -> None:
+def test_a_silent_member_that_is_lost_does_not_stop_the_others() -> None:
     votes = [prepared("alice"), prepared("bob")]
-    assert verdict(votes, gone=[CAROL]) == Verdict(False, "carol did not vote", ("carol",))
+    assert verdict(votes, lost=[CAROL]) == Verdict(True, "", ("carol",), (), "same", "alice")
 
 
-def test_who_voted_before_it_was_lost_does_not_stop_the_others() -> None:
-    assert verdict([prepared("alice"), prepared("bob"), prepared("carol")], gone=[CAROL]) == Verdict(True)
-
-
-def test_after_the_deadline_the_silent_are_lost() -> None:
+def test_those_who_are_left_must_decide() -> None:
+    first = Quorum.of(round_ref(), ALL).first
     assert verdict([prepared("alice")], is_late=True) == Verdict(False, "bob and carol did not vote", ("bob", "carol"))
+    assert first is not None
+    decision = verdict([prepared("alice")], gone=[BOB, CAROL])
+    assert decision is not None
+    assert decision.committed
 
 
-def test_of_those_who_all_answer_the_most_accused_is_lost() -> None:
+def test_if_every_member_must_have_heard_one_that_may_not_have_stops_it() -> None:
+    idle = slices.assign("x", [join("alice"), join("bob"), join("carol", samples=0)], 2)
+    assert idle.find("carol") is not None
+    members = tuple(
+        member if member.peer != "carol" else type(member)(CAROL, member.endpoint, 0, 2, 2) for member in idle.members
+    )
+    group = Group("x", members)
+    votes = [prepared("alice"), prepared("bob")]
+    for is_strict in (False, True):
+        decision = tally(votes, group, is_strict).decide({CAROL}, (), False)
+        assert decision is not None
+        assert decision.committed is not is_strict
+
+
+def test_of_those_who_all_answer_the_most_accused_is_to_blame() -> None:
     votes = [failed("alice", "NaN from bob", "bob"), failed("bob", "it failed"), failed("carol", "NaN", "bob")]
-    assert verdict(votes) == Verdict(False, "NaN from bob", ("bob",))
+    assert verdict(votes) == Verdict(False, "NaN from bob", (), ("bob",))
 
 
 def test_when_two_accuse_each_other_it_is_not_the_leader() -> None:
     votes = [failed("alice", "bob broke", "bob"), failed("bob", "alice broke", "alice"), prepared("carol")]
     decision = verdict(votes)
     assert decision is not None
-    assert decision.lost == ("bob",)
+    assert decision.blamed == ("bob",)
 
 
 def test_a_failure_without_a_culprit_loses_nobody() -> None:
-    assert verdict([failed("alice"), prepared("bob"), prepared("carol")]) == Verdict(False, "it broke", ())
+    assert verdict([failed("alice"), failed("bob"), prepared("carol")]) == Verdict(False, "it broke", ())
+
+
+def test_the_voiceless_count_as_gone() -> None:
+    """They are newcomers, or have begun anew: what their former lives said is lost."""
+    found = Tally(GROUP, ALICE, Quorum.of(round_ref(), ALL), {ALICE})
+    for name in ("alice", "bob", "carol"):
+        found.cast(prepared(name))
+    decision = found.decide((), (), False)
+    assert decision is not None
+    assert decision.committed
 
 
 VOTES = st.one_of(
@@ -86,11 +135,18 @@ VOTES = st.one_of(
 )
 
 
-@given(st.lists(VOTES, max_size=5), st.sets(st.sampled_from("abc")))
-def test_late_is_always_decided_and_only_agreement_commits(votes: list[Vote], gone: set[str]) -> None:
+@given(st.lists(VOTES, max_size=5), st.sets(st.sampled_from("abc")), st.sets(st.sampled_from("abc")))
+def test_late_is_always_decided_and_only_a_quorum_commits(votes: list[Vote], gone: set[str], voices: set[str]) -> None:
     group = slices.assign("x", [join("a"), join("b"), join("c")], 10)
-    cast = {ballot.peer: ballot for ballot in votes} | {PeerId("a"): prepared("a")}
-    decision = vote.decide(group, PeerId("a"), cast, {PeerId(peer) for peer in gone}, True)
+    base = [PeerId(name) for name in "abc"]
+    quorum = Quorum.of(round_ref(), base)
+    found = Tally(group, PeerId("a"), quorum, {PeerId(peer) for peer in voices})
+    for ballot in votes:
+        found.cast(ballot)
+    decision = found.decide((), {PeerId(peer) for peer in gone}, True)
     assert decision is not None
-    agree = len(cast) == 3 and all(ballot.prepared and ballot.digest == "same" for ballot in cast.values())
-    assert decision.committed == agree
+    if decision.committed:
+        holders = [peer for peer, ballot in found.votes.items() if ballot.prepared and ballot.digest == decision.digest]
+        assert decision.donor in holders
+        dead = {PeerId(peer) for peer in gone} | (set(base) - {PeerId(peer) for peer in voices})
+        assert quorum.has([peer for peer in holders if peer in voices], dead)

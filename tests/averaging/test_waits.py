@@ -14,6 +14,8 @@ def test_who_waits_for_a_wait_waits_longer(max_wait: float, num_elements: int) -
     assert waits.progress < waits.answer
     assert waits.answer + waits.ballot < waits.vote
     assert waits.join + waits.vote < waits.total
+    # What a round waits for its siblings, it does not take for their death.
+    assert waits.form + waits.invite < waits.presumed
 
 
 def test_patience_is_the_longest_wait_until_something_is_known() -> None:

@@ -39,6 +39,12 @@ class Trap:
     def traffic(self) -> Mapping[str, Bytes]:
         return self.inner.traffic()
 
+    def uplink(self) -> float:
+        return self.inner.uplink()
+
+    def downlink(self) -> float:
+        return self.inner.downlink()
+
 
 class _TrapStream:
     def __init__(self, inner: Stream, trap: Trap) -> None:

@@ -145,3 +145,32 @@ def test_size() -> None:
     assert [show.size(n) for n in (0, 999, 1500, 2_000_000, 3e9, 4e12)] == [
         "0 B", "999 B", "1.5 kB", "2.0 MB", "3.0 GB", "4.0 TB",
     ]  # fmt: skip
+
+
+def test_an_expert_shows_its_last_round_and_what_went_wrong_in_it() -> None:
+    receipt = Receipt(
+        7, (BOB, ALICE), 640, 1_500_000, 0.25, "29902a2f00", ("c" * 40,), (0, 1, 2, 5), "int8", 0.8125, (ALICE,),
+        ("dddddddd: it holds NaN",),
+    )  # fmt: skip
+    role = EXPERT.roles[0]
+    assert role.expert is not None
+    facts = replace(role.expert, receipts=(Receipt(6), receipt), beside=True, replayed=3)
+    swarm = SwarmStatus((CLIENT, replace(EXPERT, roles=(replace(role, expert=facts),))))
+    out = io.StringIO()
+    Console(file=out, width=300).print(show.render(swarm))
+    (row,) = [line for line in out.getvalue().splitlines() if "int8" in line]
+    words = [part.strip() for part in row.split("  ") if part.strip()]
+    trouble = "lost cccccccc; clipped aaaaaaaa; refused dddddddd: it holds NaN; replayed 3 rounds so far"
+    assert words == [
+        "bbbbbbbb (mlp/0)", "7", "0-2 5", "2", "640", "1.5 MB", "int8", "0.812", "0.250", "29902a2f", trouble,
+        "a round beside steps",
+    ]  # fmt: skip
+    told = json.loads(show.as_json(swarm))["peers"][1]["roles"][0]["expert"]
+    assert (told["receipts"][1]["bits"], told["receipts"][1]["refused"]) == (0.8125, ["dddddddd: it holds NaN"])
+    assert (told["beside"], told["replayed"]) == (True, 3)
+
+
+def test_numbers_in_runs() -> None:
+    assert show.spans(()) == ""
+    assert show.spans((3,)) == "3"
+    assert show.spans((0, 1, 2, 5, 7, 8)) == "0-2 5 7-8"

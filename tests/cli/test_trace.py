@@ -26,7 +26,7 @@ from distqat.roles.remote import Remote
 from distqat.roles.status import PeerStatus, PipelineStatus, RoleStatus, SwarmStatus
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Caller, Service
-from distqat.timeline import TRAINER, Timelines
+from distqat.timeline import BESIDE, TRAINER, Timelines
 from distqat.times import DOWN, UP
 from tests.support import run_virtual
 
@@ -306,6 +306,19 @@ def test_what_overlaps_within_a_lane_is_drawn_in_several_rows() -> None:
     tree = perfetto.trace("p", [Told("a", 0.0, 0.0, (StageTrace("mlp/0", 0, 1, 1, (), spans),))])
     threads = [event["args"]["name"] for event in tree["traceEvents"] if event["name"] == "thread_name"]
     assert threads == ["codec", "codec 2"]
+
+
+def test_a_round_beside_steps_has_a_lane_of_its_own() -> None:
+    beside = replace(SPAN, kind="round", step=0, begin=0.5, end=9.0, way=BESIDE)
+    blocking = replace(SPAN, kind="round", step=0, begin=3.0, end=4.0)
+    step = StepTrace(1, 0.0, 6.0, 3.0, 0.0, 3.0, 0.0, 0.0, 0, 0)
+    stage = StageTrace("mlp/0", 0, 1, 1, (step,), (beside, SPAN, blocking))
+    tree = perfetto.trace("p", [Told("a", 0.0, 0.0, (stage,))])
+    threads = {event["tid"]: event["args"]["name"] for event in tree["traceEvents"] if event["name"] == "thread_name"}
+    drawn = [(event["name"], threads[event["tid"]]) for event in slices(tree) if event["name"] != "wait"]
+    assert sorted(drawn) == [("forward", "compute"), ("round", "compute"), ("round", "round beside steps")]
+    # The device waits meanwhile as if there was none.
+    assert [(span.begin, span.end) for span in perfetto.idle(stage)] == [(0.0, 1.0), (2.0, 3.0)]
 
 
 def test_between_the_spans_of_a_device_it_waits() -> None:

@@ -48,6 +48,7 @@ RECORDS: list[Record] = [
     ExpertRecord(HERE, True, StageIndex(3), True, 17, 4, "d1", True, "training"),
     TrainerRecord(HERE, (PipelineId("a"), PipelineId("b")), 9, "driving", (Pace(PipelineId("a"), 0.02, 5),)),
     ClientRecord(HERE, True, "planning"),
+    PeerRecord(HERE, ("trainer",), RUN, "0.1", committed=True),
 ]
 DECODERS: list[Callable[[bytes], object]] = [
     messages.decode_ping_request,
@@ -91,7 +92,7 @@ def test_bodies_come_back_as_they_were() -> None:
 
 
 def test_substance_leaves_progress_out() -> None:
-    assert substance(RECORDS[4]) == ExpertRecord(HERE, True, StageIndex(3), True, pinned=True)
+    assert substance(RECORDS[4]) == ExpertRecord(HERE, True, StageIndex(3), True, round=1, pinned=True)
     assert substance(RECORDS[5]) == TrainerRecord(HERE, (PipelineId("a"), PipelineId("b")))
     assert substance(RECORDS[6]) == ClientRecord(HERE, True)
     assert substance(RECORDS[0]) == RECORDS[0]

@@ -1,4 +1,4 @@
-"""Real daemons for tests: started through the shipped command, asked through the shipped command, killed by pid."""
+"""Real daemons for tests: started through the shipped command, asked as the shipped command asks, killed by pid."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from distqat.cli import show
+from distqat.cli.asking import ask
 from distqat.cli.daemons import Daemon, start_daemon
 
 T = TypeVar("T")
@@ -20,6 +22,9 @@ Status = dict[str, Any]
 
 PATIENCE = 60.0
 """Seconds for a condition to come true; torch takes its time to start on two busy cores."""
+
+ASK_SECONDS = 30.0
+"""For an answer."""
 
 SMALL = {
     "run.name": "e2e",
@@ -69,10 +74,9 @@ class Swarm:
         return wait_for(read, f"{daemon.name} to listen")
 
     def status(self, address: str) -> Status:
-        """What `distqatctl status --json` says."""
-        done = ctl("status", "--json", "--peer", address)
-        assert done.stdout, done.stderr
-        return dict(json.loads(done.stdout))
+        """What `distqatctl status --json` says, without the process: starting one for each look would keep a core."""
+        swarm = ask(address, self.folder, lambda remote: remote.swarm(), ASK_SECONDS)
+        return dict(json.loads(show.as_json(swarm)))
 
     def wait_status(self, address: str, condition: Callable[[Status], object], what: str) -> Status:
         """Ask until the status fulfils the condition."""

@@ -113,7 +113,7 @@ async def _offend(head: Endpoint, expert: Endpoint) -> None:
             await transport.call(expert, messages.STATUS, bytes(64 << 20), Deadline.after(5))
         with pytest.raises(WrongRunError, match="works for"):
             await Remote(transport, expert).assign(RunId("other", "0" * 32), StageIndex(0))
-        async with transport.stream(expert, Method("distqat.v1.Pipeline", "Hop", Lane.BULK)) as stream:
+        async with transport.stream(expert, Method("distqat.v1.Pipeline", "Hop", Lane.HOP)) as stream:
             await stream.send(b"no frame at all")
             answer = await stream.receive()
             assert answer is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.swarm import open_swarm, pipelines, seated, steps, wait_for
+from tests.e2e.swarm import Swarm, open_swarm, pipelines, seated, steps, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -72,4 +72,29 @@ def test_nobody_makes_up_the_state_of_a_stage_that_is_lost(tmp_path: Path) -> No
             head, lambda s: any(why in r["reason"] for p in s["peers"] for r in p["roles"]), "the newcomer to say why"
         )
         assert not waiting["healthy"]
+        assert not pipelines(waiting)
+
+
+def test_a_run_whose_daemons_were_all_killed_is_not_begun_anew(tmp_path: Path) -> None:
+    """What they held is lost; they remember that it was there, and wait for it."""
+
+    def begin(swarm: Swarm) -> str:
+        for note in tmp_path.glob("states/*/peer-0/daemon.json"):
+            note.unlink()
+        _, head = swarm.head("head", "client")
+        for number in range(2):
+            swarm.expert(f"expert-{number}", head)
+        return head
+
+    with open_swarm(tmp_path) as swarm:
+        head = begin(swarm)
+        swarm.wait_status(
+            head, lambda s: pipelines(s) and all(e["round"] > 2 for e in seated(s).values()), "rounds of both stages"
+        )
+    why = "the run has committed rounds, and nobody holds mlp/"
+    with open_swarm(tmp_path) as swarm:
+        head = begin(swarm)
+        waiting = swarm.wait_status(
+            head, lambda s: sum(why in r["reason"] for p in s["peers"] for r in p["roles"]) == 2, "both to say why"
+        )
         assert not pipelines(waiting)

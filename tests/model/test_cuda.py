@@ -44,3 +44,18 @@ def test_a_pipeline_half_on_a_gpu(model: str, precision: Precision, recompute: l
     for left, right in zip(on_gpu, on_cpu, strict=True):
         assert left.flatten().device.type == "cpu"
         torch.testing.assert_close(left.flatten(), right.flatten(), rtol=0.05, atol=6e-3)
+
+
+def test_fragments_of_a_stage_on_a_gpu() -> None:
+    run = helpers.config("resnet")
+    run = run.model_copy(update={"sync": run.sync.model_copy(update={"fragments": 3})})
+    task, gpu = helpers.CrossEntropy(), torch.device("cuda", 0)
+    on_gpu = build_stage(run, helpers.IMAGES, 0, task, gpu)
+    on_cpu = build_stage(run, helpers.IMAGES, 0, task)
+    for fragments in ([0], [2, 1], [0, 1, 2]):
+        vector = on_gpu.gather(fragments)
+        assert vector.device.type == "cpu"
+        assert vector.equal(on_cpu.gather(fragments))
+        on_gpu.scatter(fragments, vector * 2)
+        on_cpu.scatter(fragments, vector * 2)
+        assert on_gpu.flatten().equal(on_cpu.flatten())

@@ -177,6 +177,12 @@ class CutTransport:
     def traffic(self) -> Mapping[str, Bytes]:
         return self._transport.traffic()
 
+    def uplink(self) -> float:
+        return self._transport.uplink()
+
+    def downlink(self) -> float:
+        return self._transport.downlink()
+
 
 class CutServer:
     """Hands its streams to the scissors first."""

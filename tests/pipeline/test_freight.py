@@ -105,6 +105,12 @@ class SlowTransport:
     def traffic(self) -> Mapping[str, Bytes]:
         return self._transport.traffic()
 
+    def uplink(self) -> float:
+        return self._transport.uplink()
+
+    def downlink(self) -> float:
+        return self._transport.downlink()
+
 
 @pytest.mark.parametrize("slow", ["trainer", "expert0", "expert1"])
 def test_a_long_message_on_a_slow_link_is_no_silence(slow: str) -> None:

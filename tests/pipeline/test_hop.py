@@ -22,6 +22,8 @@ from distqat.pipeline.messages import (
     Open,
     Opened,
     Outcome,
+    Ping,
+    Pong,
     to_frames,
 )
 from distqat.wire import frames
@@ -188,11 +190,43 @@ class Road(Loop):
         self.messages.append(data)
 
 
+class Both:
+    """What one end sends to the other, and what it receives from there."""
+
+    def __init__(self, out: Loop, back: Loop) -> None:
+        self.out = out
+        self.back = back
+
+    async def send(self, data: bytes, more: bool = False) -> None:
+        await self.out.send(data, more)
+
+    async def receive(self) -> bytes | None:
+        return await self.back.receive()
+
+    async def finish(self) -> None:
+        await self.out.finish()
+
+
+async def pinged(sender: Hop, receiver: Hop) -> None:
+    """A ping and its answer."""
+    await sender.send(Ping(1))
+    received = await receiver.receive()
+    assert received is not None
+    assert isinstance(received[0], Ping)
+    await receiver.send(Pong(1))
+    await sender.receive()
+
+
 async def travel(road: Road, hidden: torch.Tensor, codec: str, count: int) -> Hop:
     """Pack, send, receive and unpack it again and again; what arrives is what a codec alone would deliver."""
-    sender, receiver = Hop(road, UPWARD, MAX_MESSAGE, Compression("auto")), Hop(road, DOWNWARD, MAX_MESSAGE)
+    back = Loop()
+    sender = Hop(Both(road, back), UPWARD, MAX_MESSAGE, Compression("auto"))
+    receiver = Hop(Both(back, road), DOWNWARD, MAX_MESSAGE)
     await sender.send(OPEN)
     assert await receiver.receive() == (OPEN, NO_BYTES)
+    await receiver.send(Opened(0))
+    await sender.receive()
+    await pinged(sender, receiver)
     plain_headers, plain = await pack({"hidden": hidden}, codec)
     expected = await unpack(plain_headers, memoryview(bytes(plain)))
     for index in range(count):
@@ -203,6 +237,7 @@ async def travel(road: Road, hidden: torch.Tensor, codec: str, count: int) -> Ho
         assert isinstance(received[0], Microbatch)
         named = await unpack(received[0].tensors, received[1])
         assert torch.equal(named["hidden"], expected["hidden"])
+        await pinged(sender, receiver)
     return sender
 
 
@@ -223,7 +258,7 @@ def test_sparse_activations_shrink_on_a_slow_link_and_not_on_a_fast_one(codec: s
 def test_nobody_waits_for_the_end_of_a_payload() -> None:
     road = Road(1e9)
     run_virtual(travel(road, torch.zeros(1_100_000), "none", 2))
-    assert road.more == [False, *[True] * 6]
+    assert road.more == [False, False, *[True] * 3, False, *[True] * 3, False]
 
 
 def test_tensors_that_would_grow_beyond_the_limit_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,9 +65,9 @@ PLAIN: list[Message] = [
     Gradient(4, 3, square_norms=(0.25, math.inf, 0.0)),
     Microbatch(4, 2, 4, 32, True, 8, progress=0.75),
     Ping(3),
-    Ping(3, 0.25),
+    Ping(3, 0.25, 2e6),
     Pong(3),
-    Pong(3, 0.25, 0.125, (0.5, 2.0)),
+    Pong(3, 0.25, 0.125, (0.5, 2.0), 2e6),
 ]
 
 
@@ -77,6 +78,17 @@ def test_a_message_without_payload_is_one_frame(message: Message) -> None:
     assert not len(payload)
     assert from_header(header) == (message, None)
     assert pb.HopFrame.FromString(frame).header.WhichOneof("kind") == type(message).__name__.lower()
+
+
+@pytest.mark.parametrize("message", [Microbatch(1, 0, 1, 1, True, 1), Gradient(1, 0), Ping(1), Pong(1)])
+def test_the_time_at_which_a_message_left_travels_and_makes_no_difference_to_it(
+    message: Microbatch | Gradient | Ping | Pong,
+) -> None:
+    stamped = replace(message, sent=7.5)
+    assert stamped == message
+    (frame,) = to_frames(stamped)
+    received, _ = from_header(frames.split(frame)[0])
+    assert getattr(received, "sent", None) == 7.5
 
 
 @given(size=st.integers(1, 3 * (1 << 18)), step=st.integers(1, 1 << 40), train=st.booleans())
@@ -156,9 +168,12 @@ def lying() -> pb.HopHeader:
         (pb.HopHeader(committed=pb.Committed(step=1, seconds=-1.0)), "-1.0 seconds"),
         (pb.HopHeader(gradient=pb.Gradient(step=1, square_norms=[-1.0])), "negative"),
         (pb.HopHeader(gradient=pb.Gradient(step=1, square_norms=[0.0] * (MAX_NORMS + 1))), "4097 norms"),
-        (pb.HopHeader(ping=pb.Ping(serial=1, slowest=-1.0)), "times that are none"),
-        (pb.HopHeader(pong=pb.Pong(serial=1, round_trips=[1.0, math.inf])), "times that are none"),
-        (pb.HopHeader(pong=pb.Pong(serial=1, handling=math.nan)), "times that are none"),
+        (pb.HopHeader(ping=pb.Ping(serial=1, slowest=-1.0)), "times or rates that are none"),
+        (pb.HopHeader(pong=pb.Pong(serial=1, round_trips=[1.0, math.inf])), "times or rates that are none"),
+        (pb.HopHeader(pong=pb.Pong(serial=1, handling=math.nan)), "times or rates that are none"),
+        (pb.HopHeader(ping=pb.Ping(serial=1, link_rate=-1.0)), "times or rates that are none"),
+        (pb.HopHeader(pong=pb.Pong(serial=1, sent=math.inf)), "sent at inf"),
+        (pb.HopHeader(gradient=pb.Gradient(step=1, sent=math.nan)), "sent at nan"),
         (pb.HopHeader(open=pb.Open(pipeline="p", epoch=1)), "at least one seat"),
         (pb.HopHeader(open=pb.Open(pipeline="", epoch=1, seats=[pb.Seat(peer="a")])), "no pipeline"),
         (pb.HopHeader(open=pb.Open(pipeline="p", epoch=1, seats=[pb.Seat(peer="a")] * 2)), "not of every stage"),

@@ -98,7 +98,7 @@ def test_an_address_where_nobody_listens_is_named() -> None:
         async with open_swarm(TINY, 2) as swarm:
             swarm.seats[1] = replace(swarm.seats[1], endpoint=Endpoint("nowhere", 1))
             error = await fails_to_open(swarm)
-            assert (error.kind, error.peer) == ("UnreachableError", "expert1")
+            assert (error.kind, error.peer) == ("GoneError", "expert1")
             assert "stage 1 on expert1" in error.reason
 
     run(scenario())

@@ -1,137 +1,157 @@
-"""A seat where a round is cut off between its commit and the stage that should hold it."""
+"""A seat between its routes and its rounds."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
 
-import torch
+import pytest
 
-from distqat.averaging.committed import Receipt
 from distqat.config import load
-from distqat.ids import PeerId
-from distqat.roles.seat import Seat
+from distqat.roles.journal import Journal
+from distqat.roles.seat import IDLE_SECONDS, Seat
+from distqat.sections import SyncSection
 from distqat.telemetry import Reason, Telemetry, log
-from tests.support import run
+from tests.roles.circle import Circle, Inline, Numbers, Sibling
+from tests.support import run_virtual, until
 
-T = TypeVar("T")
-
-
-class FakeStage:
-    """Two numbers."""
-
-    name, index = "fake/0", 0
-
-    def __init__(self) -> None:
-        self.values = torch.zeros(2)
-
-    def flatten(self) -> torch.Tensor:
-        return self.values.clone()
-
-    def load_flat(self, values: torch.Tensor) -> None:
-        self.values = values.clone()
+SYNC = SyncSection(warmup_steps=0, inner_steps=3, outer_learning_rate=1.0, outer_momentum=0.0)
 
 
-class FakeDevice:
-    """Runs at once; while `is_crowded`, work waits until it is cancelled."""
+class Held(Numbers):
+    """A stage that says what it holds of a step."""
 
-    is_crowded = False
+    version, num_parameters = 0, 2
 
-    async def run(self, work: Callable[[], T]) -> T:
-        if self.is_crowded:
-            await asyncio.Event().wait()
-        return work()
+    def __init__(self, fragments: int = 1) -> None:
+        super().__init__(fragments)
+        self.pending = 0
+        self.dropped = 0
 
+    def statistics(self) -> Any:
+        return SimpleNamespace(stashed_microbatches=0, pending_microbatches=self.pending)
 
-class FakeAverager:
-    """Agrees on ones, and makes the device crowded."""
-
-    def __init__(self, device: FakeDevice) -> None:
-        self.receipts: list[Any] = []
-        self.device = device
-        self.locals: list[tuple[list[float], int]] = []
-
-    async def synchronise(self, local: torch.Tensor, samples: int) -> torch.Tensor:
-        self.locals.append((local.tolist(), samples))
-        self.device.is_crowded = len(self.locals) == 1
-        return torch.ones(2)
-
-    def is_due(self, steps: int) -> bool:
-        return True
+    def drop_pending(self) -> None:
+        self.pending = 0
+        self.dropped += 1
 
 
-class FakeContext:
-    telemetry = Telemetry()
+@asynccontextmanager
+async def seat(circle: Circle, name: str = "a") -> AsyncIterator[Seat]:
+    """A seat of that circle, kept."""
+    stage = Held(circle.sync.fragments)
+    averager = Sibling(circle, name, stage).averager
+    context = SimpleNamespace(telemetry=Telemetry(), me=name)
+    journal = Journal(context.telemetry, stage.name)
+    arguments: list[Any] = [context, load().run_config(), stage, Inline(), averager, journal, Reason(log, "")]
+    held = Seat(*arguments)
+    async with asyncio.TaskGroup() as group:
+        keeping = group.create_task(held.keep())
+        try:
+            yield held
+        finally:
+            keeping.cancel()
 
 
-def test_a_round_that_is_committed_reaches_the_stage_although_the_route_broke_meanwhile() -> None:
+async def step(held: Seat, number: int, samples: int = 8) -> None:
+    """One step of a route."""
+    await held.begin(True)
+    held.stage.learn(1.0)  # type: ignore[attr-defined]
+    held.progressed()
+    await held.committed(number, samples)
+
+
+def given(held: Seat) -> list[Any]:
+    averager: Any = held.averager
+    return [(values[0], samples) for _, values, samples in averager.given]
+
+
+def test_a_round_reaches_the_stage_although_the_route_broke_meanwhile() -> None:
     async def scenario() -> None:
-        stage, device = FakeStage(), FakeDevice()
-        averager = FakeAverager(device)
-        arguments: list[Any] = [FakeContext(), load().run_config(), stage, device, averager, Reason(log, "")]
-        seat = Seat(*arguments)
-        cut_off = asyncio.ensure_future(seat.committed(1, 8))
-        await asyncio.sleep(0.01)
-        assert seat.phase == "averaging"
-        cut_off.cancel()
-        await asyncio.wait([cut_off])
-        device.is_crowded = False
-        await seat.begin(True)
-        assert stage.values.tolist() == [1.0, 1.0]
-        await seat.synchronise()
-        # The samples of the first round are in it; what comes next begins at what was agreed.
-        assert averager.locals == [([0.0, 0.0], 8), ([1.0, 1.0], 0)]
+        async with seat(Circle(SYNC, seconds=5.0)) as held:
+            for number in (1, 2):
+                await step(held, number)
+            assert held.phase == "joining"
+            cut_off = asyncio.ensure_future(step(held, 3))
+            await asyncio.sleep(1.0)
+            assert held.phase == "averaging"
+            cut_off.cancel()
+            await asyncio.wait([cut_off])
+            await held.closed("cut")
+            assert held.phase == "averaging"
+            await held.begin(True)
+            assert held.phase == "waiting"
+            # The samples of the first round are in it; what comes next begins at what was agreed.
+            assert not held.has_progress
+            await held.closed("again")
+            await held.settle()
+            assert given(held) == [(3.0, 24), (3.0, 0)]
 
-    run(scenario())
-
-
-class PatientAverager(FakeAverager):
-    """A round after three steps."""
-
-    async def synchronise(self, local: torch.Tensor, samples: int) -> torch.Tensor:
-        self.locals.append((local.tolist(), samples))
-        return torch.ones(2)
-
-    def is_due(self, steps: int) -> bool:
-        return steps >= 3
-
-
-class HonestAverager(PatientAverager):
-    """A round where something was learned, and only there; with a receipt."""
-
-    async def synchronise(self, local: torch.Tensor, samples: int) -> torch.Tensor:
-        if samples:
-            self.receipts.append(Receipt(len(self.receipts), (PeerId("me"),), samples, 10, 0.1, "ab", ()))
-        return await super().synchronise(local, samples)
+    run_virtual(scenario(), timeout=100.0)
 
 
 def test_a_round_is_recorded_once() -> None:
     async def scenario() -> None:
-        stage, device = FakeStage(), FakeDevice()
-        context = FakeContext()
-        context.telemetry = Telemetry()
-        averager = HonestAverager(device)
-        arguments: list[Any] = [context, load().run_config(), stage, device, averager, Reason(log, "")]
-        seat = Seat(*arguments)
-        for step in range(1, 7):
-            await seat.committed(step, 8)
-        # The end of a run asks once more, though nothing was learned since.
-        await seat.settle()
-        rounds = [metric.values["round"] for metric in context.telemetry.metrics if metric.kind == "round"]
-        assert rounds == [0, 1]
+        async with seat(Circle(SYNC)) as held:
+            for number in range(1, 7):
+                await step(held, number)
+            # The end of a run asks once more, though nothing was learned since.
+            await held.settle()
+            metrics = held._context.telemetry.metrics
+            assert [metric.values["round"] for metric in metrics if metric.kind == "round"] == [0, 1]
+            assert [receipt.round for receipt in held.status(0.0).receipts] == [0, 1]
 
-    run(scenario())
+    run_virtual(scenario(), timeout=100.0)
 
 
 def test_steps_of_unequal_size_weigh_by_their_samples() -> None:
     async def scenario() -> None:
-        stage, device = FakeStage(), FakeDevice()
-        averager = PatientAverager(device)
-        arguments: list[Any] = [FakeContext(), load().run_config(), stage, device, averager, Reason(log, "")]
-        seat = Seat(*arguments)
-        for step, samples in enumerate((64, 16, 7, 80, 80, 80), 1):
-            await seat.committed(step, samples)
-        assert averager.locals == [([0.0, 0.0], 64 + 16 + 7), ([1.0, 1.0], 240)]
+        async with seat(Circle(SYNC)) as held:
+            for number, samples in enumerate((64, 16, 7, 80, 80, 80), 1):
+                await step(held, number, samples)
+            assert given(held) == [(3.0, 64 + 16 + 7), (6.0, 240)]
 
-    run(scenario())
+    run_virtual(scenario(), timeout=100.0)
+
+
+def test_a_step_that_has_begun_keeps_numbers_out_of_the_stage() -> None:
+    """Until then an invited sibling is waited for, and what has come waits."""
+
+    async def scenario() -> None:
+        circle = Circle(SyncSection.model_validate({**SYNC.model_dump(), "overlap": 2}))
+        async with seat(circle, "a") as first, seat(circle, "b") as second:
+            await second.begin(True)
+            for number in (1, 2, 3):
+                await step(first, number)
+            await asyncio.sleep(5 * IDLE_SECONDS)
+            assert first.rounds.is_beside
+            assert first.status(0.0).beside
+            assert not given(second)
+            await second.committed(1, 8)
+            await until(lambda: second.averager.outer.round == 1)  # type: ignore[union-attr]
+            # Both are idle by then, and hold what was agreed: the mean of 3 and 0, with weights 3 : 1.
+            await until(lambda: not first.rounds.is_beside and not second.rounds.is_beside)
+            assert first.stage.gather([0]).tolist() == second.stage.gather([0]).tolist() == [2.25] * 3
+            assert (first.has_progress, second.has_progress) == (False, False)
+
+    run_virtual(scenario(), timeout=100.0)
+
+
+def test_an_idle_sibling_keeps_company_and_forgets_a_step_that_nobody_came_back_for() -> None:
+    async def scenario() -> None:
+        circle = Circle(SYNC)
+        async with seat(circle, "a") as first, seat(circle, "b") as second:
+            stage: Any = second.stage
+            stage.pending = 2
+            began = asyncio.get_running_loop().time()
+            second.progressed()
+            for number in (1, 2, 3):
+                await step(first, number)
+            assert asyncio.get_running_loop().time() - began == pytest.approx(second._config.lease.min, abs=0.1)
+            assert (stage.dropped, given(second)) == (1, [(0.0, 0)])
+            assert first.stage.gather([0]).tolist() == stage.gather([0]).tolist() == [3.0] * 3
+
+    run_virtual(scenario(), timeout=100.0)

@@ -39,7 +39,7 @@ async def ask(channel: grpc.aio.Channel, path: str) -> bytes:
 
 
 def test_another_protocol_version_is_refused_and_both_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headers, "write", lambda left: ((headers.VERSION_KEY, "99"),))
+    monkeypatch.setattr(headers, "write", lambda *_: ((headers.VERSION_KEY, "99"),))
 
     async def main() -> None:
         async with open_pair() as pair:
@@ -77,7 +77,7 @@ def test_a_service_that_is_not_of_distqat_is_unimplemented_as_anywhere() -> None
 @pytest.mark.parametrize("left", ["soon", "nan", "inf"])
 def test_a_garbage_deadline_is_a_message_error(monkeypatch: pytest.MonkeyPatch, left: str) -> None:
     good = headers.write(None)
-    monkeypatch.setattr(headers, "write", lambda _: (*good, (headers.LEFT_KEY, left)))
+    monkeypatch.setattr(headers, "write", lambda *_: (*good, (headers.LEFT_KEY, left)))
 
     async def main() -> None:
         async with open_pair() as pair:
@@ -203,15 +203,17 @@ def test_a_connection_that_breaks_is_no_end_of_stream_for_a_handler() -> None:
 def test_each_lane_has_a_connection_of_its_own_and_keeps_it() -> None:
     async def main() -> None:
         async with open_pair() as pair:
-            for lane in (Lane.CONTROL, Lane.BULK, Lane.CONTROL, Lane.BULK):
+            for lane in (*Lane, *Lane):
                 await pair.alice.call(pair.to, Method(NAME, "Echo", lane), b"", Deadline.after(5))
-            first, second, third, fourth = (caller.address for caller in pair.trial.callers)
-            assert first == third != second == fourth
+            addresses = [caller.address for caller in pair.trial.callers]
+            assert addresses[: len(Lane)] == addresses[len(Lane) :]
+            assert len(set(addresses)) == len(Lane) == 3
 
     run(main())
 
 
-def test_a_full_bulk_lane_does_not_delay_control() -> None:
+@pytest.mark.parametrize("lane", [Lane.CONTROL, Lane.HOP])
+def test_a_full_bulk_lane_does_not_delay_the_others(lane: Lane) -> None:
     async def main() -> None:
         async with open_pair() as pair, pair.alice.stream(pair.to, Method(NAME, SINK.name, Lane.BULK)) as stream:
 
@@ -225,7 +227,8 @@ def test_a_full_bulk_lane_does_not_delay_control() -> None:
                     await asyncio.wait_for(asyncio.shield(flooding), 0.5)
                 loop = asyncio.get_running_loop()
                 began = loop.time()
-                assert await pair.echo(b"heartbeat") == b"heartbeat"
+                echo = Method(NAME, "Echo", lane)
+                assert await pair.alice.call(pair.to, echo, b"heartbeat", Deadline.after(5)) == b"heartbeat"
                 assert loop.time() - began < 0.5
                 flooding.cancel()
 

@@ -7,7 +7,7 @@ import pytest
 from distqat.errors import MessageError, ProtocolError
 from distqat.rpc import headers
 from distqat.rpc.headers import Headers
-from distqat.rpc.transport import PROTOCOL_VERSION
+from distqat.rpc.transport import PROTOCOL_VERSION, Lane
 
 
 def test_headers_pass() -> None:
@@ -22,6 +22,12 @@ def test_headers_pass() -> None:
 
 def test_binary_and_foreign_metadata_are_passed_over() -> None:
     assert headers.read([("user-agent", "x"), (headers.VERSION_KEY, b"1")]) == Headers()
+
+
+def test_the_lane_of_a_call_is_known_where_it_is_answered() -> None:
+    for lane in Lane:
+        assert headers.read(headers.write(1.0, lane)).lane is lane
+    assert headers.read([(headers.LANE_KEY, "express")]).lane is Lane.CONTROL
 
 
 @pytest.mark.parametrize(("version", "spoken"), [("99", "version 99"), ("", "no version")])

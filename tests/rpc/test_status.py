@@ -9,6 +9,7 @@ from grpc.aio import AioRpcError, Metadata
 from distqat.errors import (
     DeadlineError,
     DistqatError,
+    GoneError,
     MessageError,
     NotDistqatError,
     OverloadedError,
@@ -33,7 +34,7 @@ def status(code: StatusCode, details: str | None = None, *trailing: tuple[str, s
 @pytest.mark.parametrize(
     ("code", "details", "kind", "words"),
     [
-        (StatusCode.UNAVAILABLE, "failed; last error: Connection refused", UnreachableError, ": Connection refused"),
+        (StatusCode.UNAVAILABLE, "failed; last error: Connection refused", GoneError, ": Connection refused"),
         (StatusCode.UNAVAILABLE, "Failed parsing HTTP/2", NotDistqatError, "10.0.0.1:4000 answers"),
         (StatusCode.UNAVAILABLE, None, UnreachableError, "the connection broke"),
         (StatusCode.CANCELLED, "", UnreachableError, "Pipeline.Hop at 10.0.0.1:4000"),

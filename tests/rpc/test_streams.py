@@ -14,9 +14,9 @@ from distqat.rpc.endings import FINISH
 from distqat.rpc.grpc import open_transport
 from distqat.rpc.handlers import LINGER_TIMEOUT, Outcome, task_group
 from distqat.rpc.inflow import Inflow
+from distqat.rpc.links import Links
 from distqat.rpc.outflow import Outflow
 from distqat.rpc.streams import HandlerStream, ServerContext
-from distqat.rpc.traffic import Meter
 from distqat.rpc.transport import Method, Stream
 from tests.contract.worlds import BREAK, CHAT, SINK, Trial, soon
 from tests.rpc.test_grpc import LOOPBACK, open_pair
@@ -31,6 +31,9 @@ class Script:
     def __init__(self, *messages: object) -> None:
         self.messages = list(messages)
 
+    def peer(self) -> str:
+        return "ipv4:10.0.0.1:4000"
+
     async def read(self) -> object:
         return self.messages.pop(0)
 
@@ -39,7 +42,7 @@ def test_an_end_that_was_not_said_is_a_caller_that_has_left() -> None:
     async def main() -> None:
         async with task_group() as group:
             context = cast(ServerContext, Script(b"one", grpc.aio.EOF))
-            stream = HandlerStream(context, METHOD, Meter(), 100, group)
+            stream = HandlerStream(context, METHOD, Links(), 100, group)
             assert await stream.receive() == b"one"
             with pytest.raises(UnreachableError, match=r"caller of Trial\.Chat has left"):
                 await stream.receive()
@@ -51,7 +54,7 @@ def test_an_end_that_was_said_stays_the_end() -> None:
     async def main() -> None:
         async with task_group() as group:
             context = cast(ServerContext, Script(b"one", FINISH))
-            stream = HandlerStream(context, METHOD, Meter(), 100, group)
+            stream = HandlerStream(context, METHOD, Links(), 100, group)
             assert [await stream.receive() for _ in range(3)] == [b"one", None, None]
 
     run(main())

@@ -43,7 +43,7 @@ class World:
     """Hosts on one network."""
 
     def __init__(self, folder: Path, group: asyncio.TaskGroup, overrides: tuple[str, ...]) -> None:
-        self.network = Network(seed=1, delay=0.002)
+        self.network = Network(seed=1, delay=0.01)
         self._folder = folder
         self._group = group
         self._overrides = overrides

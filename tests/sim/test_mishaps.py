@@ -189,7 +189,7 @@ def test_a_role_that_is_dropped_by_two_is_dropped_once_and_a_caller_may_hang_up(
             leaver = next(peer for peer, expert in status.experts() if expert.seated and expert.stage == 1)
             host = leaver.endpoint.host
             impatient = asyncio.ensure_future(remote(world, host).drop_role("expert"))
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(1.5 * world.network.delay)
             impatient.cancel()
             await world.until("head", lambda s: not peer_of(s, host).roles)
             await world.stop(host)
@@ -198,7 +198,7 @@ def test_a_role_that_is_dropped_by_two_is_dropped_once_and_a_caller_may_hang_up(
             async with asyncio.TaskGroup() as group:
                 for _ in range(2):
                     group.create_task(remote(world, other).drop_role("expert"))
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(1.5 * world.network.delay)
                 group.create_task(world.stop(other))
 
     run_virtual(scenario(), debug=False)
@@ -242,7 +242,7 @@ def test_a_pipeline_that_is_stopped_books_its_last_steps_before_others_get_its_s
     tally = Tally(monkeypatch, late=0.3)
 
     async def scenario() -> None:
-        async with open_world(tmp_path, "train.epochs=12", "data.batch=64") as world:
+        async with open_world(tmp_path, "train.epochs=4", "data.batch=64") as world:
             await world.start("helper", "trainer")
             await world.start("head", "client", join="helper")
             for host in ("alice", "bob", "carol", "dave"):

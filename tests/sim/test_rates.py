@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from torch import Tensor
 
+from distqat.averaging.averager import Averager, Outcome
 from distqat.model.device import Device, Priority
 from distqat.roles import expert
-from distqat.roles.seat import Seat
 from distqat.roles.status import SwarmStatus
 from tests.sim.swarm import World, open_world, steps, training
 from tests.support import run_virtual
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.sim, pytest.mark.timeout(120)]
 
 T = TypeVar("T")
 
-SECONDS: Mapping[Priority, float] = {Priority.FORWARD: 0.01, Priority.BACKWARD: 0.02, Priority.OTHER: 0.0}
+SECONDS: Mapping[Priority, float] = {Priority.FORWARD: 0.004, Priority.BACKWARD: 0.008, Priority.OTHER: 0.0}
 """Of one piece of work on the fastest expert."""
 
 SLOWNESS: ContextVar[float] = ContextVar("slowness", default=1.0)
@@ -57,16 +58,18 @@ class Watch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rounds: list[list[float]] = []  # When each began and ended.
-        synchronise = Seat.synchronise
+        synchronise = Averager.synchronise
 
-        async def timed(seat: Seat) -> None:
+        async def timed(averager: Averager, local: Tensor, samples: int) -> Outcome:
             loop = asyncio.get_running_loop()
             times = [loop.time(), math.inf]
             self.rounds.append(times)
-            await synchronise(seat)
-            times[1] = loop.time()
+            try:
+                return await synchronise(averager, local, samples)
+            finally:
+                times[1] = loop.time()
 
-        monkeypatch.setattr(Seat, "synchronise", timed)
+        monkeypatch.setattr(Averager, "synchronise", timed)
 
     def idle(self, begin: float, end: float, num_experts: int) -> float:
         """Mean share of this time that an expert was in a round; the exchange itself takes a few milliseconds."""
@@ -79,7 +82,7 @@ async def unequal_world(folder: Path, monkeypatch: pytest.MonkeyPatch, *settings
     """One pipeline for each slowness, of whose two experts the first is that slow; all are training."""
     monkeypatch.setattr(expert, "Device", SlowDevice)
     async with open_world(folder, *EVERY_STEP, *settings) as world:
-        world.network.delay = 0.0005
+        world.network.delay = 0.0002
         await world.start("head", "client")
         for number, slowness in enumerate(UNEQUAL):
             token = SLOWNESS.set(slowness)
@@ -102,7 +105,7 @@ def weighs_all(status: SwarmStatus) -> bool:
     return all(len(receipt.contributors) == len(UNEQUAL) and receipt.samples == samples for receipt in last)
 
 
-async def at_rest(world: World, num_steps: int = 36) -> None:
+async def at_rest(world: World, num_steps: int = 24) -> None:
     """Until no number has changed for so many steps: longer than any pipeline takes to change it again."""
     seen, since = list[int](), 0
 
@@ -112,7 +115,7 @@ async def at_rest(world: World, num_steps: int = 36) -> None:
             seen, since = counts(status), steps(status)
         return steps(status) >= since + num_steps
 
-    await world.until("head", is_at_rest, pause=0.3)
+    await world.until("head", is_at_rest, pause=0.12)
 
 
 async def idle_share(world: World, watch: Watch, num_steps: int) -> float:
@@ -120,7 +123,7 @@ async def idle_share(world: World, watch: Watch, num_steps: int) -> float:
     loop = asyncio.get_running_loop()
     status = await world.status("head")
     begin, before = loop.time(), steps(status)
-    await world.until("head", lambda s: steps(s) >= before + num_steps, pause=0.3)
+    await world.until("head", lambda s: steps(s) >= before + num_steps, pause=0.12)
     return watch.idle(begin, loop.time(), len(status.experts()))
 
 
@@ -128,7 +131,7 @@ def test_fixed_batches_lose_more_than_half(tmp_path: Path, monkeypatch: pytest.M
     async def scenario() -> None:
         watch = Watch(monkeypatch)
         async with unequal_world(tmp_path, monkeypatch, "data.adaptive=false") as world:
-            status = await world.until("head", lambda s: steps(s) >= 8, pause=0.3)
+            status = await world.until("head", lambda s: steps(s) >= 8, pause=0.12)
             assert counts(status) == [8, 8, 8, 8]
             assert await idle_share(world, watch, 24) > 0.5
 
@@ -139,9 +142,9 @@ def test_adaptive_batches_lose_less_than_a_tenth(tmp_path: Path, monkeypatch: py
     async def scenario() -> None:
         watch = Watch(monkeypatch)
         async with unequal_world(tmp_path, monkeypatch) as world:
-            await world.until("head", lambda s: min(counts(s)) <= 3, pause=0.3)
+            await world.until("head", lambda s: min(counts(s)) <= 3, pause=0.12)
             await at_rest(world)
             assert await idle_share(world, watch, 24) < 0.1
-            await world.until("head", weighs_all, pause=0.3)
+            await world.until("head", weighs_all, pause=0.12)
 
     run_virtual(scenario(), debug=False)

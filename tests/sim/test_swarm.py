@@ -122,7 +122,7 @@ def test_a_second_client_stands_by_and_takes_over(tmp_path: Path) -> None:
 
 def test_a_client_that_comes_back_adopts_what_it_finds(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with open_world(tmp_path, "train.epochs=10") as world:
+        async with open_world(tmp_path, "train.epochs=3") as world:
             await world.start("helper", "trainer")
             await world.start("head", "client", join="helper")
             for host in ("alice", "bob"):
@@ -135,7 +135,7 @@ def test_a_client_that_comes_back_adopts_what_it_finds(tmp_path: Path) -> None:
             await world.start("head", "client")
             back = await world.until("head", lambda s: s.run() and books(s).committed > books(before).committed, 120)
             assert [line.pipeline for line in training(back)] == [name]
-            done = await world.until("head", lambda s: books(s).finished, 300)
+            done = await world.until("head", lambda s: books(s).finished, 300, pause=1.0)
             assert (books(done).committed, books(done).lost, books(done).doubled) == (books(done).budget, 0, 0)
 
     run_virtual(scenario(), debug=False)

@@ -35,6 +35,33 @@ def _blocks(values: Sequence[float], block: int, levels: int) -> tuple[bytes, li
     return scales, codes
 
 
+def int2(values: Sequence[float]) -> bytes:
+    """Blocks of 64, two magnitudes each, four codes in a byte."""
+    scales, codes = b"", []
+    for begin in range(0, len(values), 64):
+        part = [np.float32(value) for value in values[begin : begin + 64]]
+        sizes = [abs(value) * np.float32(1 / 64) for value in part]
+        bound = _sum(sizes) / np.float32(len(part) / 64) * np.float32(1.5 / 64)
+        is_high = [bool(size >= bound) for size in sizes]
+        for wanted in (False, True):
+            chosen = [size if high is wanted else np.float32(0) for size, high in zip(sizes, is_high, strict=True)]
+            count = sum(high is wanted for high in is_high)
+            mean = _sum(chosen) / np.float32(max(count, 1) / 64)
+            scales += struct.pack("<H", min(struct.unpack("<H", bf16([float(mean)]))[0], 0x7F7F))
+        codes += [int(high) + 2 * bool(np.signbit(value)) for high, value in zip(is_high, part, strict=True)]
+    codes += [0] * (-len(codes) % 4)
+    return scales + bytes(sum(codes[i + k] << 2 * k for k in range(4)) for i in range(0, len(codes), 4))
+
+
+def _sum(values: Sequence[np.float32]) -> np.float32:
+    """Of at most 64, by halves."""
+    sums = [*values, *[np.float32(0)] * (64 - len(values))]
+    while len(sums) > 1:
+        half = len(sums) // 2
+        sums = [sums[i] + sums[half + i] for i in range(half)]
+    return sums[0]
+
+
 def bf16(values: Sequence[float]) -> bytes:
     """The upper half of the fp32."""
     out = b""

@@ -19,7 +19,13 @@ from tests.wire import naive
 Naive = Callable[[Sequence[float]], bytes]
 
 SAMPLE = 1 << 19
-LIMITS = {"int8": (5e-5, 3e-4), "int4": (1.2e-2, 3.5e-2), "bf16": (3e-6, 3e-6), "fp16": (5e-8, 5e-8)}
+LIMITS = {
+    "int2": (0.125, 0.3),
+    "int8": (5e-5, 3e-4),
+    "int4": (1.2e-2, 3.5e-2),
+    "bf16": (3e-6, 3e-6),
+    "fp16": (5e-8, 5e-8),
+}
 """Mean squared error relative to the mean square, of normal and of Student-t(3) numbers."""
 
 any_number = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True)
@@ -43,7 +49,7 @@ def through(name: str, values: torch.Tensor) -> torch.Tensor:
     return codec.decode(codec.encode(values), values.dtype, tuple(values.shape))
 
 
-@pytest.mark.parametrize("oracle", [naive.int8, naive.int4, naive.fp16, naive.bf16])
+@pytest.mark.parametrize("oracle", [naive.int8, naive.int4, naive.int2, naive.fp16, naive.bf16])
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_the_bytes_are_those_of_the_naive_codec(oracle: Naive, data: st.DataObject) -> None:
@@ -52,7 +58,7 @@ def test_the_bytes_are_those_of_the_naive_codec(oracle: Naive, data: st.DataObje
     assert bytes(codecs.find(oracle.__name__).encode(torch.tensor(values))) == oracle(values)
 
 
-@pytest.mark.parametrize("oracle", [naive.int8, naive.int4, naive.bf16])
+@pytest.mark.parametrize("oracle", [naive.int8, naive.int4, naive.int2, naive.bf16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @given(values=lists(near_one))
 @settings(max_examples=15, deadline=None)
@@ -101,11 +107,11 @@ def test_never_more_bytes_than_raw_with_its_header(name: str, elements: int, dty
     assert codecs.find(name).size(elements, element) < raw + header
 
 
-@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["int8", "int4", "int2"])
 def test_most_of_the_bytes_are_gone(name: str) -> None:
     raw = 4 * SAMPLE
     assert raw / codecs.find(name).size(SAMPLE, torch.float32) == pytest.approx(
-        {"int8": 3.938, "int4": 7.111}[name], 1e-3
+        {"int8": 3.938, "int4": 7.111, "int2": 12.8}[name], 1e-3
     )
 
 

@@ -12,12 +12,6 @@ FAST, BEST = LEVELS
 SIZE = 1 << 20
 
 
-class Timed(Compression):
-    """With a clock of its own, for the link."""
-
-    now = 0.0
-
-
 @dataclass
 class World:
     """Data of these ratios, a processor of these speeds (bytes per second), a link of this rate."""
@@ -27,9 +21,10 @@ class World:
     compress: dict[int, float]
     decompress: float = 1.5e9
 
-    def run(self, compression: Timed, tensors: int) -> list[int | None]:
+    def run(self, compression: Compression, tensors: int) -> list[int | None]:
         """Send tensors; the levels they were compressed with."""
         levels = []
+        compression.link_rate = self.link
         for _ in range(tensors):
             plan = compression.plan(SIZE)
             if plan.probe:
@@ -38,10 +33,6 @@ class World:
             if plan.level is not None:
                 compression.tried([self.trial(plan.level, SIZE)])
             levels.append(plan.level)
-            size = SIZE * (self.ratios[plan.level] if plan.level is not None else 1.0)
-            began = compression.now
-            compression.now += size / self.link
-            compression.link.sent(round(size), began, compression.now)
         return levels
 
     def trial(self, level: int, raw: int, probe: bool = False) -> Trial:
@@ -73,7 +64,7 @@ MBIT = 1e6 / 8
     ],
 )
 def test_it_is_on_where_that_is_faster(world: World, mbit: float, on: bool) -> None:
-    world, compression = replace(world, link=mbit * MBIT), Timed()
+    world, compression = replace(world, link=mbit * MBIT), Compression()
     levels = world.run(compression, 200)
     assert compression.is_on is on
     assert all((level is not None) is on for level in levels[100:])
@@ -84,7 +75,7 @@ def test_it_is_on_where_that_is_faster(world: World, mbit: float, on: bool) -> N
 def test_the_level_is_the_one_that_is_fastest_on_this_link() -> None:
     slow, fast = replace(RELU, link=20 * MBIT), replace(RELU, link=2400 * MBIT, ratios={FAST: 0.2, BEST: 0.14})
     for world, level in ((slow, BEST), (fast, FAST)):
-        compression = Timed()
+        compression = Compression()
         assert world.run(compression, 200)[-1] == level
         assert world.seconds(level) == min(world.seconds(other) for other in (None, *LEVELS))
 
@@ -97,20 +88,19 @@ def test_nothing_is_tried_while_the_link_is_not_known() -> None:
 
 
 def test_looking_costs_little() -> None:
-    world, compression = replace(CODES, link=20 * MBIT), Timed()
+    world, compression = replace(CODES, link=20 * MBIT), Compression()
+    compression.link_rate = world.link
     probes = 0
     for _ in range(1000):
         plan = compression.plan(SIZE)
         probes += bool(plan.probe)
         if plan.probe:
             compression.tried(world.trial(level, 1 << 18, probe=True) for level in plan.probe)
-        compression.now += SIZE / world.link
-        compression.link.sent(SIZE, compression.now - SIZE / world.link, compression.now)
     assert 1000 / PROBE_EVERY / 2 <= probes <= 1000 / PROBE_EVERY
 
 
 def test_it_follows_data_that_changes_both_ways() -> None:
-    world, compression = replace(CODES, link=20 * MBIT), Timed()
+    world, compression = replace(CODES, link=20 * MBIT), Compression()
     world.run(compression, 100)
     assert not compression.is_on
     world.ratios = RELU.ratios
@@ -122,7 +112,7 @@ def test_it_follows_data_that_changes_both_ways() -> None:
 
 
 def test_it_follows_a_link_that_changes_both_ways() -> None:
-    world, compression = replace(RELU, link=8000 * MBIT), Timed()
+    world, compression = replace(RELU, link=8000 * MBIT), Compression()
     world.run(compression, 3000)
     assert not compression.is_on
     world.link = 20 * MBIT
@@ -136,7 +126,7 @@ def test_it_follows_a_link_that_changes_both_ways() -> None:
 def test_it_does_not_waver_at_the_border() -> None:
     """Ratios around 0.965 on a slow link: between what turns it on and what turns it off."""
     for first, expected in ((0.5, True), (1.0, False)):
-        world, compression = replace(RELU, link=20 * MBIT, ratios={FAST: 1.0, BEST: first}), Timed()
+        world, compression = replace(RELU, link=20 * MBIT, ratios={FAST: 1.0, BEST: first}), Compression()
         world.run(compression, 100)
         for index in range(200):
             world.ratios = {FAST: 1.0, BEST: 0.95 + 0.02 * (index % 2)}
@@ -147,7 +137,7 @@ def test_it_does_not_waver_at_the_border() -> None:
 @pytest.mark.parametrize(("mode", "level"), [("on", BEST), ("off", None)])
 def test_a_mode_that_is_set_stays(mode: Mode, level: int | None) -> None:
     for link in (20 * MBIT, 8000 * MBIT):
-        compression = Timed(mode)
+        compression = Compression(mode)
         levels = replace(CODES, link=link).run(compression, 100)
         assert {chosen is None for chosen in levels} == {level is None}
         assert compression.is_on is (mode == "on")
@@ -162,10 +152,10 @@ def test_small_tensors_travel_as_they_are() -> None:
 
 
 def test_what_is_known_can_be_seen() -> None:
-    world, compression = replace(RELU, link=20 * MBIT), Timed()
+    world, compression = replace(RELU, link=20 * MBIT), Compression()
     state = compression.statistics()
     assert (state.is_on, state.ratio, state.compress_rate, state.link_rate) == (False, 1.0, 0.0, 0.0)
-    assert repr(compression) == "<Compression auto: off, <LinkRate unknown>>"
+    assert repr(compression) == "<Compression auto: off, link unknown>"
     world.run(compression, 100)
     state = compression.statistics()
     assert (state.mode, state.is_on, state.level) == ("auto", True, BEST)
@@ -173,4 +163,4 @@ def test_what_is_known_can_be_seen() -> None:
     assert state.compress_rate == pytest.approx(0.6e9)
     assert state.decompress_rate == pytest.approx(1.5e9)
     assert state.link_rate == pytest.approx(2.5e6, rel=0.01)
-    assert repr(compression) == "<Compression auto: on, level 1, ratio 0.56, <LinkRate 2.5 MB/s>>"
+    assert repr(compression) == "<Compression auto: on, level 1, ratio 0.56, link 2.5 MB/s>"

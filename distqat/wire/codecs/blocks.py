@@ -21,6 +21,8 @@ class BlockCodec:
     def __init__(self, name: str, layout: Layout) -> None:
         self.name = name
         self.layout = layout
+        self.block = layout.block
+        self.growth = layout.growth
 
     def size(self, elements: int, dtype: torch.dtype) -> int:
         """See Codec."""
@@ -37,7 +39,8 @@ class BlockCodec:
         check_float(self.name, tensor.dtype, TensorError)
         data = from_bytes(out)
         if tensor.device.type == CPU.type:
-            is_finite = kernels.encode(flat(tensor), data, self.layout)
+            split = self.layout.scale_bytes(tensor.numel())
+            is_finite = kernels.encode(flat(tensor), data[:split], data[split:], self.layout)
         else:
             torch.from_numpy(data).copy_(on_device.encode(flat(tensor), self.layout))
             is_finite = bool(np.isfinite(self._scales(data, tensor.numel())).all())
@@ -54,14 +57,43 @@ class BlockCodec:
         source = from_bytes(data)
         if device.type == CPU.type:
             out = empty(shape, dtype)
-            is_sound = kernels.decode(source, out.view(-1), self.layout)
+            split = self.layout.scale_bytes(elements)
+            is_sound = kernels.decode(source[:split], source[split:], out.view(-1), self.layout)
         else:
             scales = self._scales(source, elements).view(np.uint32)
             is_sound = int(scales.max(initial=0)) <= int(self.layout.largest_scale(dtype).view(np.uint32))
             out = on_device.decode(to_device(source, device), elements, self.layout).to(dtype).view(shape)
         if not is_sound:
-            raise MessageError(f"codec {self.name}: a scale that no finite {dtype} tensor has")
+            raise self._unsound(dtype)
         return out
+
+    def cut(self, data: memoryview, elements: int, begin: int, end: int) -> list[memoryview]:
+        """See Codec."""
+        scales, codes = self.layout.cut(elements, begin, end)
+        return [data[scales], data[codes]]
+
+    def encode_part(self, values: Floats, data: memoryview, elements: int, begin: int) -> None:
+        """See Codec."""
+        scales, codes = self.layout.cut(elements, begin, begin + len(values))
+        out, tensor = from_bytes(data), torch.from_numpy(values)
+        if not kernels.encode(tensor, out[scales], out[codes], self.layout):
+            refuse(self.name, tensor, torch.finfo(tensor.dtype).max)
+
+    def decode_part(self, data: memoryview, elements: int, begin: int, out: Floats) -> None:
+        """See Codec."""
+        scales, codes = self.layout.cut(elements, begin, begin + len(out))
+        source = from_bytes(data)
+        if not kernels.decode(source[scales], source[codes], torch.from_numpy(out), self.layout):
+            raise self._unsound(torch.float32)
+
+    def is_sound(self, data: memoryview, elements: int, begin: int, end: int) -> bool:
+        """See Codec. Smaller than `decode` takes: so a code that is never written cannot make a number infinite."""
+        scales, _ = self.layout.cut(elements, begin, end)
+        largest = np.maximum.reduce(np.frombuffer(bytes(data[scales]), np.uint32), initial=0)
+        return int(largest) <= int((self.layout.largest_scale(torch.float32) / 2).view(np.uint32))
+
+    def _unsound(self, dtype: torch.dtype) -> MessageError:
+        return MessageError(f"codec {self.name}: a scale that no finite {dtype} tensor has")
 
     def _scales(self, data: Bytes, elements: int) -> Floats:
         """Copied, since bytes may lie at any address."""

@@ -25,6 +25,16 @@ class Codec(Protocol):
         """As in the settings and in headers."""
         ...
 
+    @property
+    def block(self) -> int:
+        """Elements that are encoded together; a part of a tensor must begin at a multiple of it."""
+        ...
+
+    @property
+    def growth(self) -> float:
+        """How many times as long a vector may be at most, by its Euclidean norm, after it was encoded and decoded."""
+        ...
+
     def size(self, elements: int, dtype: torch.dtype) -> int:
         """Bytes that so many elements take, exactly."""
         ...
@@ -49,6 +59,25 @@ class Codec(Protocol):
         Raises MessageError when the length does not fit, or when a number in `data` is NaN, infinite or too large for
         `dtype`; but `none` gives what is there.
         """
+        ...
+
+    def cut(self, data: memoryview, elements: int, begin: int, end: int) -> list[memoryview]:
+        """The bytes of elements `begin` to `end` among those of `elements` fp32 ones, as views.
+
+        One behind the other they are what `encode` makes of these elements alone.
+        """
+        ...
+
+    def encode_part(self, values: Floats, data: memoryview, elements: int, begin: int) -> None:
+        """Write fp32 values into the bytes of `elements`, as those from `begin` on. Raises TensorError."""
+        ...
+
+    def decode_part(self, data: memoryview, elements: int, begin: int, out: Floats) -> None:
+        """Fill `out` with fp32 values from `begin` on, out of the bytes of `elements`. Raises MessageError."""
+        ...
+
+    def is_sound(self, data: memoryview, elements: int, begin: int, end: int) -> bool:
+        """Whether the bytes of these elements, among those of `elements`, decode to finite fp32 numbers."""
         ...
 
 

@@ -12,6 +12,7 @@ from distqat.errors import MessageError, TensorError
 from distqat.wire.codecs.codec import (
     CPU,
     Bytes,
+    Floats,
     as_bytes,
     check_float,
     check_length,
@@ -24,6 +25,9 @@ from distqat.wire.codecs.memory import CHUNK, SCRATCH, convert, empty
 
 SIGN = 0x8000
 
+HALF = 2
+"""Bytes of a number."""
+
 
 class HalfCodec:
     """Two bytes for each element; NaN, infinity and what would become infinite do not pass."""
@@ -31,6 +35,8 @@ class HalfCodec:
     def __init__(self, name: str, dtype: torch.dtype) -> None:
         self.name = name
         self._half = dtype
+        self.block = 1
+        self.growth = 1.0 + torch.finfo(dtype).eps
 
     def size(self, elements: int, dtype: torch.dtype) -> int:
         """See Codec."""
@@ -68,8 +74,28 @@ class HalfCodec:
             is_sound = _are_finite(source, self._half, dtype)
             out = to_device(source, device).view(self._half).to(dtype).view(shape)
         if not is_sound:
-            raise MessageError(f"codec {self.name}: NaN, infinity or a number that is too large for {dtype}")
+            raise self._unsound(dtype)
         return out
+
+    def cut(self, data: memoryview, elements: int, begin: int, end: int) -> list[memoryview]:
+        """See Codec."""
+        return [data[HALF * begin : HALF * end]]
+
+    def encode_part(self, values: Floats, data: memoryview, elements: int, begin: int) -> None:
+        """See Codec."""
+        self._round(torch.from_numpy(values), from_bytes(data)[HALF * begin : HALF * (begin + len(values))])
+
+    def decode_part(self, data: memoryview, elements: int, begin: int, out: Floats) -> None:
+        """See Codec."""
+        if not self._fill(torch.from_numpy(out), from_bytes(data)[HALF * begin : HALF * (begin + len(out))]):
+            raise self._unsound(torch.float32)
+
+    def is_sound(self, data: memoryview, elements: int, begin: int, end: int) -> bool:
+        """See Codec."""
+        return _are_finite(from_bytes(data)[HALF * begin : HALF * end], self._half, torch.float32)
+
+    def _unsound(self, dtype: torch.dtype) -> MessageError:
+        return MessageError(f"codec {self.name}: NaN, infinity or a number that is too large for {dtype}")
 
     def _round(self, values: torch.Tensor, out: Bytes) -> None:
         """Chunk by chunk, so that what is checked is still in the cache."""
@@ -97,7 +123,7 @@ class HalfCodec:
 
 def _are_finite(data: Bytes, half: torch.dtype, dtype: torch.dtype) -> bool:
     """Whether all of these are finite, both as `half` and as `dtype`."""
-    most = _most(half, dtype)
+    most = most_bits(half, dtype)
     for begin in range(0, len(data), 2 * CHUNK):
         bits = data[begin : begin + 2 * CHUNK].view(np.uint16)
         # The largest positive one is the largest signed integer; the largest negative one the largest unsigned.
@@ -107,7 +133,7 @@ def _are_finite(data: Bytes, half: torch.dtype, dtype: torch.dtype) -> bool:
 
 
 @cache
-def _most(half: torch.dtype, dtype: torch.dtype) -> int:
+def most_bits(half: torch.dtype, dtype: torch.dtype) -> int:
     """Bits of the largest number of type `half` that is finite as `dtype` too: 65504 becomes 65536 as bf16."""
     largest = torch.tensor(min(torch.finfo(half).max, torch.finfo(dtype).max)).to(half)
     if not largest.to(dtype).isfinite():

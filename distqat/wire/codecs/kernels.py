@@ -25,9 +25,9 @@ ROUNDER = 3 << 22
 """1.5 * 2^23: a small number plus this has no bits behind the point. It is rounded, and lies in the lowest byte."""
 
 
-def encode(values: torch.Tensor, out: Bytes, layout: Layout) -> bool:
+def encode(values: torch.Tensor, scales: Bytes, codes: Bytes, layout: Layout) -> bool:
     """Write the bytes of a CPU tensor [num_elements]. False if one of them is NaN or infinite."""
-    scale, code = 0, layout.scale_bytes(values.numel())
+    scale = code = 0
     for chunk in _chunks(values):
         largest = _largest(chunk, layout.block)
         if np.maximum.reduce(largest.view(np.int32)) >= INFINITY:
@@ -35,25 +35,25 @@ def encode(values: torch.Tensor, out: Bytes, layout: Layout) -> bool:
         np.maximum(largest, FLOOR, out=largest)
         inverse = np.divide(layout.levels, largest, out=SCRATCH.inverse[: len(largest)])
         np.multiply(largest, 1 / layout.levels, out=largest)
-        out[scale : scale + largest.nbytes] = largest.view(np.uint8)
+        scales[scale : scale + largest.nbytes] = largest.view(np.uint8)
         scale += largest.nbytes
         scaled = _times(chunk, inverse, layout.block, out=SCRATCH.values[: len(chunk)])
-        code += (_round if layout.per_byte == 1 else _round_and_pack)(scaled, out[code:])
+        code += (_round if layout.per_byte == 1 else _round_and_pack)(scaled, codes[code:])
     return True
 
 
-def decode(data: Bytes, out: torch.Tensor, layout: Layout) -> bool:
+def decode(scales: Bytes, codes: Bytes, out: torch.Tensor, layout: Layout) -> bool:
     """Fill a CPU tensor [num_elements]. False if there is a scale that no tensor of its element type has."""
-    scale, code = 0, layout.scale_bytes(out.numel())
+    scale = code = 0
     most = layout.largest_scale(out.dtype).view(np.uint32)
     for values, fill in _places(out):
         factors = SCRATCH.largest[: layout.num_blocks(len(values))]
-        factors.view(np.uint8)[:] = data[scale : scale + factors.nbytes]
+        factors.view(np.uint8)[:] = scales[scale : scale + factors.nbytes]
         scale += factors.nbytes
         # As integers: so NaN, infinity and negative numbers are too large as well.
         if np.maximum.reduce(factors.view(np.uint32)) > most:
             return False
-        code += (_read if layout.per_byte == 1 else _unpack)(data[code:], values)
+        code += (_read if layout.per_byte == 1 else _unpack)(codes[code:], values)
         # Only a code that is never written, such as -128, can make one too large.
         with np.errstate(over="ignore"):
             _times(values, factors, layout.block, out=values)

@@ -9,7 +9,9 @@ Each of these is one fp32 operation, rounded to nearest, in this order; so every
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -44,9 +46,25 @@ class Layout:
         """Bytes of so many elements."""
         return self.scale_bytes(elements) + -(-elements // self.per_byte)
 
+    def cut(self, elements: int, begin: int, end: int) -> tuple[slice, slice]:
+        """Where the scales and the codes of elements `begin` to `end` lie among the bytes of `elements`."""
+        first = self.scale_bytes(elements)
+        scales = slice(self.scale_bytes(begin), self.scale_bytes(end))
+        return scales, slice(first + begin // self.per_byte, first - (-end // self.per_byte))
+
+    @property
+    def growth(self) -> float:
+        """See Codec. No element moves by more than half a scale, and no block is shorter than its largest element."""
+        return 1.0 + math.sqrt(self.block) / (2 * self.levels)
+
     def largest_scale(self, dtype: torch.dtype) -> np.float32:
         """Of the largest number of that type; so that no code can become infinite."""
-        return np.float32(torch.finfo(dtype).max) * np.float32(1 / self.levels)
+        return _largest_scale(self.levels, dtype)
+
+
+@cache
+def _largest_scale(levels: int, dtype: torch.dtype) -> np.float32:
+    return np.float32(torch.finfo(dtype).max) * np.float32(1 / levels)
 
 
 INT8 = Layout(block=256, levels=127, per_byte=1)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
-from distqat.wire.codecs.codec import CPU, as_bytes, check_length, flat, from_bytes, to_device
+from distqat.wire.codecs.codec import CPU, Floats, as_bytes, check_length, flat, from_bytes, to_device
 from distqat.wire.codecs.memory import empty
 from distqat.wire.frames import ALIGNMENT
+
+FP32 = torch.float32.itemsize
+
+SIGN = 0x80000000
+
+INFINITY = 0x7F800000
+"""Bits of it; those of NaN are larger."""
 
 
 class NoneCodec:
     """Four bytes for an fp32, two for a bf16; every element type, every value."""
 
     name = "none"
+    block = 1
+    growth = 1.0
 
     def size(self, elements: int, dtype: torch.dtype) -> int:
         """See Codec."""
@@ -46,3 +56,24 @@ class NoneCodec:
         out = empty(shape, dtype)
         as_bytes(out)[:] = source
         return out
+
+    def cut(self, data: memoryview, elements: int, begin: int, end: int) -> list[memoryview]:
+        """See Codec."""
+        return [data[FP32 * begin : FP32 * end]]
+
+    def encode_part(self, values: Floats, data: memoryview, elements: int, begin: int) -> None:
+        """See Codec."""
+        from_bytes(data)[FP32 * begin : FP32 * (begin + len(values))] = values.view(np.uint8)
+
+    def decode_part(self, data: memoryview, elements: int, begin: int, out: Floats) -> None:
+        """See Codec."""
+        out.view(np.uint8)[:] = from_bytes(data)[FP32 * begin : FP32 * (begin + len(out))]
+
+    def is_sound(self, data: memoryview, elements: int, begin: int, end: int) -> bool:
+        """See Codec."""
+        numbers = from_bytes(data)[FP32 * begin : FP32 * end].view(np.uint32)
+        # The largest signed integer is the largest positive number, the largest unsigned one the largest negative one.
+        return bool(
+            np.maximum.reduce(numbers.view(np.int32), initial=0) < INFINITY
+            and np.maximum.reduce(numbers, initial=0) < SIGN | INFINITY
+        )

@@ -1,0 +1,139 @@
+"""What a sibling knows of the others: who lives, who is out of reach, who is gone for sure, who has failed. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from distqat.averaging.discipline import Discipline
+from distqat.averaging.group import Contact
+from distqat.averaging.waits import Waits
+from distqat.ids import Endpoint, PeerId
+
+
+class Company:
+    """The others, as one sibling sees them."""
+
+    def __init__(self, me: PeerId, waits: Waits) -> None:
+        self.me = me
+        self.waits = waits
+        self.discipline = Discipline(waits.form)
+        self.endpoints: dict[PeerId, Endpoint] = {}  # Where they answer, or last did.
+        self.live: set[PeerId] = set()  # In the directory now, with committed state.
+        self.base: tuple[PeerId, ...] = ()  # The group that committed the last round.
+        self.gone: set[PeerId] = set()  # Of the base or a doubt, and gone for sure.
+        self.lost: dict[PeerId, str] = {}  # This round does not wait for them, and why.
+        self.left_out: dict[PeerId, str] = {}  # By a verdict of this round, and why.
+        self.muted: dict[PeerId, str] = {}  # Their contributions to this round are not taken, and why.
+        self.declined: set[PeerId] = set()  # Did not lead when asked.
+        self.engaged: set[PeerId] = set()  # Take part in this round at another leader.
+        self.silent: set[PeerId] = set()  # Were asked in this call of `synchronise`, and did not answer.
+        self.asking: set[PeerId] = set()  # Are being asked now.
+        self.seen: set[PeerId] = set()  # Members of the present attempt that the directory had when it began.
+        self._asked: dict[PeerId, float] = {}  # When they last were.
+        self._silent_since: dict[PeerId, float] = {}  # When it was first seen that they do not answer.
+
+    def __repr__(self) -> str:
+        return f"<Company {len(self.live)} live, {len(self.lost)} lost, {len(self.gone)} gone>"
+
+    @property
+    def given_up(self) -> set[PeerId]:
+        """Those that this round is taken without."""
+        return self.lost.keys() | self.left_out.keys()
+
+    @property
+    def expected(self) -> set[PeerId]:
+        """Those that a forming round waits for."""
+        return self.live - self.given_up
+
+    def look(self, ready: Mapping[PeerId, Endpoint]) -> None:
+        """The directory has these."""
+        self.live = set(ready) - {self.me}
+        self.endpoints.update(ready)
+
+    def meet(self, contacts: Iterable[Contact]) -> None:
+        """Learn where siblings answer of which the directory does not know."""
+        for contact in contacts:
+            self.endpoints.setdefault(contact.peer, contact.endpoint)
+
+    def contact(self, peer: PeerId) -> Contact:
+        """Where it answers."""
+        return Contact(peer, self.endpoints[peer])
+
+    def heard_from(self, contact: Contact) -> None:
+        """The sibling has called: it is not lost, whatever it looked like."""
+        self.endpoints[contact.peer] = contact.endpoint
+        for known in (self.lost, self._silent_since):
+            known.pop(contact.peer, None)
+        for group in (self.declined, self.silent):
+            group.discard(contact.peer)
+
+    def lose(self, peer: PeerId, reason: str) -> bool:
+        """Go on without it; whether that is news."""
+        self.engaged.discard(peer)
+        is_news = peer not in self.lost
+        self.lost.setdefault(peer, reason)
+        return is_news
+
+    def miss(self, peer: PeerId, now: float) -> None:
+        """It does not answer."""
+        self._silent_since.setdefault(peer, now)
+        self.silent.add(peer)
+
+    def bury(self, peer: PeerId) -> None:
+        """The life of it that took part in rounds is over for sure."""
+        self.gone.add(peer)
+        self.silent.add(peer)
+        self.engaged.discard(peer)
+
+    def ask(self, peer: PeerId, now: float) -> None:
+        """It is asked now."""
+        self.asking.add(peer)
+        self._asked[peer] = now
+
+    def may_ask(self, peer: PeerId, pause: float, now: float) -> bool:
+        """Whether it can be asked, and was not just now."""
+        return peer in self.endpoints and peer not in self.asking and now >= self._asked.get(peer, -math.inf) + pause
+
+    def dead(self, now: float) -> set[PeerId]:
+        """Gone for sure, or silent for so long that they are taken for dead."""
+        return self.gone | {peer for peer, since in self._silent_since.items() if now >= since + self.waits.presumed}
+
+    def seconds_until_dead(self, peers: Iterable[PeerId], now: float) -> float:
+        """Until one more of these is taken for dead; the whole wait if they have answered."""
+        return min((self._silent_since.get(peer, now) + self.waits.presumed - now for peer in peers), default=0.0)
+
+    def unreachable(self, peers: Iterable[PeerId]) -> set[PeerId]:
+        """Those who have been asked in vain, that nobody knows where to ask, or that may not join."""
+        return {peer for peer in peers if peer in self.silent | self.left_out.keys() or peer not in self.endpoints}
+
+    def begin(self) -> None:
+        """A call of `synchronise` begins: everybody is given another chance."""
+        for known in (self.lost, self.left_out, self.muted):
+            known.clear()
+        self.declined.clear()
+        self.engaged.clear()
+        self.silent.clear()
+        self.asking.clear()
+        self._asked.clear()
+
+    def advance(self, base: Iterable[PeerId]) -> None:
+        """Another round is committed, by this group; who was left out may come again."""
+        self.base = tuple(base)
+        self.left_out.clear()
+        self.muted.clear()
+        self.gone.clear()
+        self.engaged.clear()
+        known = {*self.base, *self.live}
+        self.endpoints = {peer: where for peer, where in self.endpoints.items() if peer in known}
+        self._silent_since = {peer: since for peer, since in self._silent_since.items() if peer in known}
+        self.discipline.forget(known)
+
+    def attempt(self, members: Iterable[PeerId]) -> None:
+        """An attempt begins with these, who were heard from just now."""
+        self.seen = self.live & set(members)
+        self.silent -= set(members)
+
+    def hearsay(self) -> tuple[Contact, ...]:
+        """Members of the base that the directory has lost, for a leader that may not know them."""
+        return tuple(self.contact(peer) for peer in self.base if peer in self.endpoints and peer not in self.live)

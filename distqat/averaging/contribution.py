@@ -1,0 +1,146 @@
+"""What a sibling puts into a round, and what comes out of it.
+
+Neither is ever there as one vector of fp32: a contribution is worked out from the anchor and the local values block by
+block, while it is read, and an average is read out of the bytes in which it travelled. Encoded, both lie as their codec
+lays out the whole vector; a chunk of it is cut out without a copy.
+
+With codec `none` parameters travel as pseudo-gradients anchor - local, but in a plain round as they are; buffers always
+as they are. A lossy codec would round whole numbers too coarsely, so with one everything travels as anchor - local.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distqat.averaging import spans
+from distqat.averaging.feedback import Feedback
+from distqat.averaging.outer import EXACT, OuterState
+from distqat.averaging.phases import Phase
+from distqat.averaging.spans import BLOCK, Span
+from distqat.errors import TensorError
+from distqat.wire import codecs
+from distqat.wire.codecs.codec import Floats
+from distqat.wire.frames import aligned
+
+
+class Contribution:
+    """Values that a sibling has learned since the anchor. Neither they nor the anchor may change while it lives."""
+
+    def __init__(self, state: OuterState, local: torch.Tensor, how: Phase, feedback: Feedback) -> None:
+        self.state = state
+        self.how = how
+        self.feedback = feedback
+        self.norm = 0.0
+        self.spans: Sequence[Span] = spans.spans(state.shapes, how)
+        self.elements = local.numel()
+        self._local: Floats = local.numpy()
+        self._anchors: dict[int, Floats] = {index: state.parts[index].anchor.numpy() for index in how.fragments}
+        self._residuals = {index: feedback.residual(index) for index in how.fragments}
+        self._encoded: dict[str, memoryview] = {}  # By codec; made once, whatever becomes of the attempts.
+
+    def __repr__(self) -> str:
+        return f"<Contribution to round {self.state.round}, {self.elements} elements, norm {self.norm:g}>"
+
+    @classmethod
+    def of(
+        cls, state: OuterState, local: torch.Tensor, how: Phase, feedback: Feedback, codec: str = EXACT
+    ) -> Contribution:
+        """What a sibling with these local values [num_elements] of the round's fragments contributes.
+
+        It is encoded at once with the codec that is expected. Raises TensorError when a value is not finite.
+        """
+        contribution = cls(state, local, how, feedback)
+        contribution.norm = contribution._measure(codec)
+        return contribution
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether something that earlier rounds have lost is in it."""
+        return any(residual is not None for residual in self._residuals.values())
+
+    def is_encoded(self, codec: str) -> bool:
+        """Whether `encode` has nothing left to do."""
+        return codec == EXACT or codec in self._encoded
+
+    def encode(self, codec: str) -> memoryview | None:
+        """Its bytes with that codec; None with `none`, for which they are worked out whenever they are sent."""
+        if codec == EXACT:
+            return None
+        if codec not in self._encoded:
+            self._measure(codec)
+        return self._encoded[codec]
+
+    def read(self, begin: int, out: Floats, is_exact: bool) -> None:
+        """Fill with the elements from `begin` on as they travel with `none`, or with a lossy codec."""
+        for span in spans.cut(self.spans, begin, begin + len(out), BLOCK):
+            self._read(span, out[span.begin - begin : span.end - begin], is_exact)
+
+    def _read(self, span: Span, out: Floats, is_exact: bool) -> None:
+        own, residual = self._local[span.begin : span.end], self._residuals[span.fragment]
+        if is_exact and (self.how.is_plain or not span.is_parameter):
+            if residual is None:
+                np.copyto(out, own)
+            else:
+                np.subtract(own, residual[span.within], out=out)
+            return
+        np.subtract(self._anchors[span.fragment][span.within], own, out=out)
+        if residual is not None:
+            np.add(out, residual[span.within], out=out)
+
+    def _measure(self, codec: str) -> float:
+        """Euclidean norm of the parameters, after a look at every element, which is encoded at once."""
+        scratch, squares = np.empty(BLOCK, np.float32), 0.0
+        coder = codecs.find(codec)
+        data = aligned(coder.size(self.elements, torch.float32)) if codec != EXACT else None
+        for begin in range(0, self.elements, BLOCK):
+            block = scratch[: min(BLOCK, self.elements - begin)]
+            for span in spans.cut(self.spans, begin, begin + len(block), BLOCK):
+                piece = block[span.begin - begin : span.end - begin]
+                self._read(span, piece, is_exact=False)
+                square = sum_of_squares(piece)
+                if not math.isfinite(square):
+                    raise TensorError("the local values hold NaN or infinity, or numbers too far from the anchor")
+                squares += square if span.is_parameter else 0.0
+            if data is not None:
+                coder.encode_part(block, data, self.elements, begin)
+        if data is not None:
+            self._encoded[codec] = data
+        return math.sqrt(squares)
+
+
+@dataclass(frozen=True, eq=False)
+class Average:
+    """The average of a group, as everyone in it holds it."""
+
+    codec: str
+    elements: int
+    payload: memoryview
+    """All of it, encoded with the codec; in a lossy one everything is a difference to the anchor."""
+    bytes: int
+    """Sent and received for it by this member."""
+    residual: torch.Tensor | None = None
+    """[elements] What this member's contribution and its slice lost in encoding, if that goes into the next round."""
+
+    def read(self, begin: int, scratch: Floats) -> Floats:
+        """See outer.Source. Raises MessageError for bytes that are no numbers."""
+        if self.codec == EXACT:
+            there: Floats = np.frombuffer(self.payload, np.float32)[begin : begin + len(scratch)]
+            return there
+        codecs.find(self.codec).decode_part(self.payload, self.elements, begin, scratch)
+        return scratch
+
+    @property
+    def vector(self) -> torch.Tensor:
+        """[elements] All of it, decoded."""
+        return codecs.find(self.codec).decode(self.payload, torch.float32, (self.elements,))
+
+
+def sum_of_squares(values: Floats) -> float:
+    """Of a block. NaN or infinity if one of its numbers is, or if they are beyond all measure."""
+    # A product of vectors would take threads of its own, and these belong to the computation.
+    return float(np.einsum("i,i->", values, values))

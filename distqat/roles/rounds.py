@@ -1,0 +1,192 @@
+"""The outer rounds of a seat: when one is due, and when steps have to wait for it.
+
+A round takes its numbers from the stage between two steps, and gives numbers back between two steps. `gate` is shut
+meanwhile, and no step begins. With `sync.overlap` steps go on in between:
+
+    steps    6   7 |      | 8   9 |       | 10 ...         overlap: 2
+    gate     open  | shut | open  | shut  | open
+    round          begin  > synchronise   > merge
+
+One task (`work`) takes the rounds, one at a time and each to its end, whatever becomes of the routes. Its callers only
+ask, and wait until the gate is open; a caller that is cancelled takes nothing along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
+
+from distqat.averaging.averager import Averager
+from distqat.errors import DistqatError
+from distqat.model.device import Device
+from distqat.model.stage import Stage
+from distqat.roles.flight import Flight, Handover, is_own
+from distqat.roles.journal import Journal
+
+LOOK_SECONDS = 0.025
+"""Between two looks whether a stage without steps may take a result over."""
+
+
+class Rounds:
+    """Takes the rounds of one stage; `work` is to run for as long as the stage is held."""
+
+    def __init__(
+        self, stage: Stage, device: Device, averager: Averager, journal: Journal, is_idle: Callable[[], bool]
+    ) -> None:
+        self.gate = asyncio.Event()  # Set while steps may go on.
+        self.gate.set()
+        self.handover = Handover(stage, averager)
+        self._device = device
+        self._averager = averager
+        self._journal = journal
+        self._is_idle = is_idle  # Whether the stage is between two steps and no further one is coming.
+        self._steps = 0  # Committed since the last round began.
+        self._flight: Flight | None = None  # The round under way, until it is merged.
+        self._asked = asyncio.Event()  # Set when there is something to do with the gate shut.
+        self._may_merge = asyncio.Event()  # Set when the round under way is to be merged as soon as it has come.
+        self._is_settling = False  # All fragments are to synchronise while training waits.
+
+    def __repr__(self) -> str:
+        what = "no round" if self._flight is None else f"{self._flight.steps} steps beside a round"
+        return f"<Rounds {what}, gate {'open' if self.gate.is_set() else 'shut'}>"
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether something was learned that is in no committed round."""
+        return any(self.handover.samples.values())
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether a round is under way and steps go on."""
+        return self._flight is not None and self.gate.is_set()
+
+    def count(self, samples: int) -> None:
+        """A step of so many samples is committed."""
+        self.handover.count(samples)
+        self._steps += 1
+        if self._flight is not None:
+            self._flight.steps += 1
+
+    async def boundary(self) -> None:
+        """Between two steps: let what is due be done. Returns when the next step may begin."""
+        if self.gate.is_set() and self._is_something_due():
+            self._stop()
+        await self.opened()
+
+    async def attend(self) -> None:
+        """Between two steps, with no further one coming: join the round to which this sibling is invited."""
+        if self.gate.is_set() and self._flight is None:
+            self._stop()
+        await self.opened()
+
+    async def settle(self) -> None:
+        """Synchronise all fragments while training waits, so that the stage holds what is committed."""
+        self._is_settling = True
+        self._stop()
+        await self.opened()
+
+    async def opened(self) -> None:
+        """Until the gate is open."""
+        if not self.gate.is_set():
+            with self._journal.blocked():
+                while not self.gate.is_set():
+                    await self.gate.wait()
+
+    async def landed(self) -> None:
+        """Until it is known what the round under way came to: then nobody needs this sibling for it any more."""
+        if self._flight is not None:
+            await self._flight.come.wait()
+
+    async def work(self) -> None:
+        """Take the rounds that are asked for, for ever."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            try:
+                if self._is_settling:
+                    await self._settle()
+                elif self._averager.is_due(self._steps):
+                    await self._round()
+            finally:
+                # What was asked for while steps went on beside a round is done at the boundary where that was merged.
+                if not self._asked.is_set():
+                    self.gate.set()
+
+    def _is_something_due(self) -> bool:
+        flight = self._flight
+        if flight is None:
+            return self._averager.is_due(self._steps)
+        # A sibling that waits for the next round is not kept waiting for the steps that are left of this one.
+        return flight.steps >= flight.how.overlap or (flight.come.is_set() and self._averager.invited)
+
+    def _stop(self) -> None:
+        self.gate.clear()
+        self._may_merge.set()
+        self._asked.set()
+
+    async def _settle(self) -> None:
+        left = set(self.handover.samples)
+        try:
+            while left:
+                touched = await self._round()
+                if not touched:
+                    break
+                left -= set(touched)
+        finally:
+            self._is_settling = False
+
+    async def _round(self) -> Sequence[int]:
+        """One round from its beginning to its end; the fragments that it has changed."""
+        how = self._averager.phase
+        if how is None:
+            return ()
+        is_beside = how.overlap > 0 and not self._is_settling
+        self._steps = 0
+        try:
+            begin = partial(self.handover.begin, how, self.handover.share(), is_beside)
+            flight = self._flight = await self._device.run(begin)
+            if is_beside:
+                self._may_merge.clear()
+                self.gate.set()
+            with self._journal.beside() if is_beside else nullcontext():
+                await self._synchronise(flight)
+            if flight.outcome is not None or flight.ahead is not None:
+                await self._until_boundary()
+                await self._device.run(partial(self.handover.merge, flight))
+            return self._account(flight)
+        except DistqatError as error:
+            # The device is closed, or the numbers are not finite.
+            self._journal.failed(error)
+            return ()
+        finally:
+            self._flight = None
+
+    async def _synchronise(self, flight: Flight) -> None:
+        try:
+            flight.outcome = await self._averager.synchronise(flight.local, max(flight.samples.values()))
+        except DistqatError as error:
+            # Tried again after as many steps, not after each.
+            self._journal.failed(error)
+        finally:
+            flight.come.set()
+
+    async def _until_boundary(self) -> None:
+        """Until the stage is between two steps and what has come may be merged."""
+        while not self._may_merge.is_set():
+            if self._is_idle():
+                self.gate.clear()
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._may_merge.wait()
+
+    def _account(self, flight: Flight) -> Sequence[int]:
+        touched, outcome = self.handover.account(flight), flight.outcome
+        if outcome is not None:
+            if outcome.receipt is not None:
+                self._journal.committed(outcome.receipt)
+            if touched and not is_own(outcome):
+                self._journal.caught_up(outcome)
+        return touched

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distqat.averaging import contribution as room
+from distqat.averaging.contribution import Average, Contribution
+from distqat.averaging.feedback import Feedback
+from distqat.averaging.outer import Shape, split
+from distqat.averaging.phases import Phase
+from distqat.errors import TensorError
+from distqat.wire import codecs
+from tests.averaging import naive
+from tests.averaging.vectors import drifted, outer_state, phase_of
+
+LOSSY = ("bf16", "int8", "int4", "int2")
+PHASES = [phase_of(True, 0, 1, 2, 3), phase_of(False, 0), phase_of(False, 1, 3), phase_of(False, 2)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "BLOCK", 512)
+
+
+def read(contribution: Contribution, begin: int, end: int, is_exact: bool) -> torch.Tensor:
+    out = np.empty(end - begin, np.float32)
+    contribution.read(begin, out, is_exact)
+    return torch.from_numpy(out)
+
+
+@pytest.mark.parametrize("how", PHASES)
+@pytest.mark.parametrize("is_exact", [True, False])
+@given(first=st.integers(0, 2143), second=st.integers(0, 2143))
+@settings(max_examples=20, deadline=None)
+def test_any_part_is_that_of_the_whole_vector(how: Phase, is_exact: bool, first: int, second: int) -> None:
+    state = outer_state()
+    local = drifted(state, how, 5)
+    whole = naive.delta(state, local, how, is_exact)
+    begin, end = sorted((min(first, len(whole)), min(second, len(whole))))
+    contribution = Contribution.of(state, local, how, Feedback())
+    assert torch.equal(read(contribution, begin, end, is_exact), whole[begin:end])
+
+
+@pytest.mark.parametrize("how", PHASES)
+@pytest.mark.parametrize("codec", LOSSY)
+def test_encoded_block_by_block_it_is_the_whole_encoded(how: Phase, codec: str) -> None:
+    state = outer_state()
+    local = drifted(state, how, 5)
+    contribution = Contribution.of(state, local, how, Feedback())
+    expected = codecs.find(codec).encode(naive.delta(state, local, how, is_exact=False))
+    assert contribution.encode(codec) == expected
+
+
+def test_it_is_encoded_once_for_all_attempts() -> None:
+    state, how = outer_state(), phase_of(False, 0)
+    contribution = Contribution.of(state, drifted(state, how, 5), how, Feedback(), "int8")
+    assert contribution.is_encoded("int8")
+    assert not contribution.is_encoded("int4")
+    assert contribution.encode("int8") is contribution.encode("int8")
+    # What is exact is never copied: it is read again out of the anchor and the local values.
+    assert contribution.is_encoded("none")
+    assert contribution.encode("none") is None
+
+
+@pytest.mark.parametrize("how", PHASES)
+def test_the_norm_is_that_of_the_parameters(how: Phase) -> None:
+    state = outer_state()
+    local = drifted(state, how, 5)
+    squares = 0.0
+    for index, (own, shape) in zip(
+        how.fragments, split(local, [state.parts[index].shape for index in how.fragments]), strict=True
+    ):
+        end = shape.num_parameters
+        squares += float((state.parts[index].anchor[:end] - own[:end]).double().square().sum())
+    assert Contribution.of(state, local, how, Feedback()).norm == pytest.approx(squares**0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e30])
+@pytest.mark.parametrize("at", [0, 700, 1076])
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_what_is_not_finite_is_refused(bad: float, at: int, is_plain: bool) -> None:
+    state, how = outer_state(), phase_of(is_plain, 0, 1)
+    local = drifted(state, how, 5)
+    local[at] = bad
+    with pytest.raises(TensorError, match="NaN or infinity"):
+        Contribution.of(state, local, how, Feedback())
+
+
+def test_nothing_that_it_reads_is_changed() -> None:
+    state, how = outer_state(), phase_of(False, 0, 1, 2, 3)
+    local = drifted(state, how, 5)
+    before = (local.clone(), state.anchor.clone(), state.momentum.clone())
+    for codec in LOSSY:
+        Contribution.of(state, local, how, Feedback(), codec)
+    assert all(torch.equal(a, b) for a, b in zip(before, (local, state.anchor, state.momentum), strict=True))
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_what_earlier_rounds_lost_is_in_it(is_plain: bool, is_exact: bool) -> None:
+    state, how = outer_state([Shape(6, 8), Shape(3, 3)]), phase_of(is_plain, 0, 1)
+    local, residual = drifted(state, how, 5), torch.arange(8.0)
+    feedback = Feedback("on")
+    feedback.load({0: residual})
+    contribution = Contribution.of(state, local, how, feedback)
+    assert contribution.has_residual
+    lost = torch.cat((residual, torch.zeros(3)))
+    # A difference grows by what was lost; a value lies that much further from the anchor.
+    sign = torch.full((11,), 1.0 if not is_exact else -1.0)
+    if is_exact and not is_plain:
+        sign[:6], sign[8:] = 1.0, 1.0
+    expected = naive.delta(state, local, how, is_exact) + sign * lost
+    assert torch.equal(read(contribution, 0, 11, is_exact), expected)
+    moved = (naive.delta(state, local, how, is_exact=False) + lost).double()
+    assert contribution.norm == pytest.approx(float(moved[[0, 1, 2, 3, 4, 5, 8, 9, 10]].norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("codec", ["none", *LOSSY])
+def test_an_average_is_read_out_of_its_bytes(codec: str) -> None:
+    vector = drifted(outer_state(), phase_of(True, 0, 1, 2, 3), 7)
+    average = Average(codec, len(vector), codecs.find(codec).encode(vector), bytes=0)
+    assert torch.equal(average.vector, naive.through(codec, vector))
+    assert torch.equal(torch.from_numpy(average.read(768, np.empty(700, np.float32))), average.vector[768:1468])

@@ -1,0 +1,45 @@
+"""Whatever vectors a processor has, a round ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.golden.one_round import CODECS
+
+WIDTHS = ("DEFAULT", "AVX2", "AVX512")
+
+
+def start(width: str, is_plain: bool, threads: int) -> subprocess.Popen[str]:
+    """The program, with torch held to that width, and numpy to what every processor has."""
+    environment = dict(os.environ, ATEN_CPU_CAPABILITY=width.lower(), OMP_NUM_THREADS=str(threads))
+    if is_plain:
+        core: Any = np._core._multiarray_umath  # type: ignore[attr-defined]
+        dispatched = [name for name in core.__cpu_dispatch__ if core.__cpu_features__.get(name)]
+        environment["NPY_DISABLE_CPU_FEATURES"] = " ".join(dispatched)
+    command = [sys.executable, "-m", "tests.golden.one_round", str(threads)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_rounds_end_with_the_same_bits() -> None:
+    best = torch.backends.cpu.get_cpu_capability()
+    widths = WIDTHS[: WIDTHS.index(best) + 1] if best in WIDTHS else (best,)
+    with ExitStack() as stack:
+        programs = [
+            stack.enter_context(start(width, width == widths[0], 1 + at % 2)) for at, width in enumerate(widths)
+        ]
+        found = [json.loads(program.communicate(timeout=100)[0]) for program in programs]
+    assert [one["torch"] for one in found] == list(widths)
+    # They have not all been the same by mistake.
+    if len(found) > 1:
+        assert found[0]["numpy"] != found[1]["numpy"]
+    assert all(one["digests"] == found[0]["digests"] for one in found)
+    assert set(found[0]["digests"]) == set(CODECS)
+    assert len(set(found[0]["digests"].values())) == len(CODECS)
