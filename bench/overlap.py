@@ -1,7 +1,8 @@
 """Steps beside outer rounds: how fast a pipeline trains while its stage is in a round, and while it is in none.
 
 Two siblings, each in a process and on a machine of its own, which is a pipeline of one stage; the trainer is in the
-same process, so all that passes the cable is the round's. Rounds follow each other, and steps go on beside all of them.
+same process, so all that passes the cable is the round's. A round begins every few steps, and is over long before the
+next: steps with and without one alternate, so a busy machine is busy for both alike.
 
 Once both train: they keep two cores busy, and where there are no more a round costs at least its CPU time. Once one
 trains, and the other only takes part in its rounds: then there is a core beside the one that computes.
@@ -49,8 +50,8 @@ RECIPE = Recipe("gpt", DataShape("tokens", (64,), 256), 4, (("width", 320), ("la
 """10 million parameters."""
 MICROBATCHES = 2
 MEGABITS = 100
-SYNC = SyncSection(warmup_steps=0, inner_steps=9, overlap=8, max_wait=30.0)
-STEPS = 27
+SYNC = SyncSection(warmup_steps=0, inner_steps=12, overlap=11, max_wait=30.0)
+STEPS = 48
 RUNS = 3
 QUICK_RUNS = 1
 TICK = 0.005
@@ -60,11 +61,12 @@ AIM = Goal("ratio", 0.9)
 
 @dataclass(frozen=True)
 class Pass:
-    """So many steps of one pipeline."""
+    """So many steps of one pipeline, in steps a second."""
 
-    rate: float
-    """Steps a second; of a pass with rounds only while one was under way."""
-    rounds: int
+    beside: float
+    """While a round was under way."""
+    alone: float
+    """While none was."""
     seconds: float
     """Of a round, mean."""
     stall: float
@@ -95,45 +97,42 @@ async def _measure(where: str, machines: Sequence[Machine], runs: int, goal: Goa
         endpoints = [await replica.ask("endpoint") for replica in replicas]
         await _all(replicas, "begin", endpoints)
         for number, words in ((1, "one trains"), (2, "both train")):
-            training = replicas[:number]
-            found = await interleave(
-                runs, partial(_all, training, "train", STEPS, True), partial(_all, training, "train", STEPS, False)
-            )
+            (found,) = await interleave(runs, partial(_all, replicas[:number], "train", STEPS))
             for line in lines(f"{where}, {RECIPE}, codec {SYNC.codec}, {words}", found, goal if number == 1 else None):
                 yield line
 
 
-def lines(name: str, found: Sequence[Sequence[Sequence[Pass]]], goal: Goal | None) -> Iterator[Line]:
-    """From the passes of all pipelines in each run, with rounds and without."""
-    beside, alone = found
+def lines(name: str, found: Sequence[Sequence[Pass]], goal: Goal | None) -> Iterator[Line]:
+    """From the passes of all pipelines in each run."""
     steps = Case("overlap", f"{name}: steps during a round", "steps/s", "higher", "the same without a round", goal)
-    yield steps.line([_mean(passes) for passes in beside], [_mean(passes) for passes in alone])
-    seconds = [sum(one.seconds for one in passes) / len(passes) for passes in beside]
+    means = [[_mean([getattr(one, kind) for one in passes]) for passes in found] for kind in ("beside", "alone")]
+    yield steps.line(*means)
+    seconds = [_mean([one.seconds for one in passes]) for passes in found]
     yield Case("overlap", f"{name}: a round", "s", "lower").line(seconds)
-    stall = Case("overlap", f"{name}: longest stall of the event loop", "ms", "lower", "the same without a round")
-    yield stall.line([_stall(passes) for passes in beside], [_stall(passes) for passes in alone])
+    stalls = [max(one.stall for one in passes) * 1e3 for passes in found]
+    yield Case("overlap", f"{name}: longest stall of the event loop", "ms", "lower").line(stalls)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 async def _all(replicas: Sequence[Worker], method: str, *arguments: object) -> list[Pass]:
     return list(await asyncio.gather(*(replica.ask(method, *arguments) for replica in replicas)))
 
 
-def _mean(passes: Sequence[Pass]) -> float:
-    return sum(one.rate for one in passes) / len(passes)
+def rates(moments: Sequence[float], spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Steps a second within these spans and outside of them, from the moments at which steps ended.
 
-
-def _stall(passes: Sequence[Pass]) -> float:
-    return max(one.stall for one in passes) * 1e3
-
-
-def rate(moments: Sequence[float], spans: Sequence[tuple[float, float]]) -> float:
-    """Steps a second within these spans, from the moments at which steps ended; a step counts by its part in them."""
+    A step counts by its part in them.
+    """
     steps = seconds = 0.0
     for begin, end in pairwise(moments):
         inside = sum(max(0.0, min(end, until) - max(begin, since)) for since, until in spans)
         steps += inside / (end - begin)
         seconds += inside
-    return steps / seconds if seconds else 0.0
+    rest = moments[-1] - moments[0] - seconds
+    return steps / seconds if seconds else 0.0, (len(moments) - 1 - steps) / rest if rest else 0.0
 
 
 # In a process of its own.
@@ -155,7 +154,7 @@ class Noting(Journal):
 
 
 class Host:
-    """A stage whose rounds can be switched off."""
+    """A stage whose rounds and steps are timed."""
 
     def __init__(self, stage: Stage, device: Device, averager: Averager) -> None:
         self.stage = stage
@@ -163,7 +162,6 @@ class Host:
         self.journal = Noting()
         self.rounds = Rounds(stage, device, averager, self.journal, lambda: not self.is_training)
         self.moments: list[float] = []  # At which the steps of this pass were committed.
-        self.is_averaging = False
         self.is_training = False
         self._averager = averager
 
@@ -189,8 +187,7 @@ class Host:
         """See pipeline.host."""
         self.moments.append(time.monotonic())
         self.rounds.count(samples)
-        if self.is_averaging:
-            await self.rounds.boundary()
+        await self.rounds.boundary()
 
     async def settle(self) -> None:
         """See pipeline.host."""
@@ -220,10 +217,10 @@ class Replica:
         """These are the siblings."""
         self.endpoints[:] = endpoints
 
-    async def train(self, steps: int, is_averaging: bool) -> Pass:
-        """So many steps, each submitted while the one before is under way; with rounds, the last one ends them."""
+    async def train(self, steps: int) -> Pass:
+        """So many steps, each submitted while the one before is under way; the last round ends after them."""
         host, link = self.host, self.link
-        host.is_averaging, host.moments, host.journal.spans = is_averaging, [time.monotonic()], []
+        host.moments, host.journal.spans = [time.monotonic()], []
         host.is_training = True
         async with asyncio.TaskGroup() as group:
             ticking = group.create_task(_longest_stall())
@@ -234,11 +231,10 @@ class Replica:
                     await link.result(step - 1)
             await link.result(first + steps - 1)
             ticking.cancel()
-        stall = STALLS.pop()
-        spans = host.journal.spans if is_averaging else [(host.moments[0], host.moments[-1])]
-        found = Pass(rate(host.moments, spans), len(spans), sum(e - b for b, e in spans) / max(1, len(spans)), stall)
-        if is_averaging:
-            await link.settle()
+        spans = host.journal.spans
+        seconds = sum(ended - began for began, ended in spans) / max(1, len(spans))
+        found = Pass(*rates(host.moments, spans), seconds, STALLS.pop())
+        await link.settle()
         host.is_training = False
         return found
 

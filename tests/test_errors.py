@@ -34,6 +34,7 @@ def test_the_reason_is_the_message() -> None:
 def test_trying_again_is_a_property_of_the_class() -> None:
     assert {kind.__name__ for kind in ALL if kind.retriable} == {
         "UnreachableError",
+        "GoneError",
         "DeadlineError",
         "OverloadedError",
         "RouteError",

@@ -27,7 +27,7 @@ class Company:
         self.muted: dict[PeerId, str] = {}  # Their contributions to this round are not taken, and why.
         self.declined: set[PeerId] = set()  # Did not lead when asked.
         self.engaged: set[PeerId] = set()  # Take part in this round at another leader.
-        self.silent: set[PeerId] = set()  # Were asked in this call of `synchronise`, and did not answer.
+        self.silent: set[PeerId] = set()  # Were asked in this call of `synchronise`, and will not come.
         self.asking: set[PeerId] = set()  # Are being asked now.
         self.seen: set[PeerId] = set()  # Members of the present attempt that the directory had when it began.
         self._asked: dict[PeerId, float] = {}  # When they last were.
@@ -90,6 +90,16 @@ class Company:
         """It is asked now."""
         self.asking.add(peer)
         self._asked[peer] = now
+
+    def forget_asking(self, peer: PeerId) -> None:
+        """It can be asked at once."""
+        self.asking.discard(peer)
+        self._asked.pop(peer, None)
+
+    def refuse(self, peer: PeerId, reason: str) -> None:
+        """It lives, and will not come."""
+        self.lose(peer, reason)
+        self.silent.add(peer)
 
     def may_ask(self, peer: PeerId, pause: float, now: float) -> bool:
         """Whether it can be asked, and was not just now."""

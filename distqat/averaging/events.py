@@ -65,7 +65,7 @@ class Standing(enum.Enum):
     LEADING = "leading"
     """Forms this round itself, and comes before this one in the order."""
     AGAINST = "against"
-    """Its round is taken without this one, by a verdict that this one has not heard."""
+    """Takes the round without this one, by a verdict that this one has not heard."""
     SILENT = "silent"
     """Does not answer in time; it may be slow."""
     UNREACHABLE = "unreachable"

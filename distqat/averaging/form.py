@@ -2,7 +2,7 @@
 
 Siblings join, leave when their call breaks, and join again. The leader is one of them; it decides nothing before it
 has joined itself. A round never waits for a sibling that is lost; for one that lives it waits as long as such
-siblings took before (`Patience`), and for one that says it takes part elsewhere as long as that lasts. It starts only
+siblings took before (`Patience`), and for one that says it takes part elsewhere as long as for any. It starts only
 if those who have joined decide (`Quorum`), and if nothing else may have come of the round before (`doubts`).
 """
 
@@ -135,7 +135,8 @@ class Form:
         missing = tuple(sorted(peer for peer in {*others.expected, *others.engaged} if peer not in self._joins))
         deadline = self._deadline()
         if any(peer in others.engaged for peer in missing):
-            return Wait(math.inf, missing)
+            # Without anybody who decides, starting without them could commit the round twice.
+            deadline = self._first_arrival + self.patience.longest if quorum.base else math.inf
         if missing and now < deadline:
             return Wait(deadline, missing)
         differing = self._other_than(reference, same_round=True)

@@ -1,4 +1,4 @@
-"""The words of a round, as values: who joins, the group that forms, the votes and the verdict."""
+"""The words of a round, as values: who joins, the group that forms, the votes and the verdict. Pure."""
 
 from __future__ import annotations
 

@@ -85,9 +85,9 @@ def answered(way: Way, event: Answered) -> None:
             guests.submit(way, Invite(way.round, peer, event.contact.endpoint))
         return
     if event.standing is Standing.AGAINST:
+        # It may be the one that is wrong: those who are here decide, if they are enough.
         company.heard_from(event.contact)
-        if way.state is State.FORMING:
-            way.fail(event.reason)
+        company.refuse(peer, event.reason)
         return
     if event.standing in (Standing.GONE, Standing.AWAY):
         company.bury(peer)
@@ -157,6 +157,8 @@ def _refer(way: Way, peers: Collection[PeerId], reference: Join) -> None:
         if peer != way.me.peer:
             way.form.leave(peer)
             way.act(events.Release(peer, JoinReply(stale=stale)))
+            # Once it has caught up it comes by itself only if it is rung meanwhile.
+            way.company.forget_asking(peer)
     if way.me.peer in peers:
         way.behind(stale)
 

@@ -99,13 +99,15 @@ class Owner:
 
     def _frame(self, number: int, begin: int, end: int) -> bytes:
         """An averaged chunk as it travels, which is the same for everyone."""
-        if number not in self._frames:
+        frame = self._frames.get(number)
+        if frame is None:
             attempt = self.attempt
             part = attempt.codec.cut(attempt.payload, attempt.elements, begin, end)
-            self._frames[number] = attempt.frame(attempt.chunk(self.mine, begin), part)
+            frame = self._frames[number] = attempt.frame(attempt.chunk(self.mine, begin), part)
             while len(self._frames) > KEPT_FRAMES:
+                # Of a member that is far behind the others it may be the very one.
                 del self._frames[min(self._frames)]
-        return self._frames[number]
+        return frame
 
     async def _next(self, member: Member) -> memoryview | None:
         """The contributor's part of the next chunk; None for this member's own."""

@@ -47,6 +47,8 @@ def phase(number: int, sync: SyncSection) -> Phase:
 
 
 def _overlap(sync: SyncSection, steps: int) -> int:
-    """Of a round so many steps after the one before: it ends before the next begins. An eager one may end where the next
-    begins, since nothing that was learned meanwhile is dropped."""
+    """Of a round so many steps after the one before: it ends before the next begins.
+
+    An eager one may end where the next begins, since nothing that was learned meanwhile is dropped.
+    """
     return min(sync.overlap, steps if sync.eager else steps - 1)

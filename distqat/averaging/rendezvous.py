@@ -5,6 +5,7 @@ Nobody is elected and nobody leads for good; whoever sees the same siblings come
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 
@@ -22,6 +23,7 @@ def outranks(round_: RoundRef, first: PeerId, second: PeerId) -> bool:
     return _rank(round_, first) > _rank(round_, second)
 
 
+@functools.lru_cache(maxsize=4096)
 def _rank(round_: RoundRef, peer: PeerId) -> tuple[bytes, PeerId]:
     text = f"{round_.run.name}|{round_.run.digest}|{round_.stage}|{round_.number}|{peer}"
     return hashlib.blake2b(text.encode(), digest_size=16).digest(), peer

@@ -47,6 +47,7 @@ class Way:
         self.digest = ""  # Of what it has committed.
         self.has_voice = False  # It was in the group of the round before, in this life.
         self.doubt: Doubt | None = None  # What it took part in without hearing what became of it.
+        self.quorum = Quorum()  # Who decides about the round.
         self.mine: Join | None = None  # What it brings; None while resting.
         self.leader = me  # Of the attempt that it takes part in.
         self.group: Group | None = None  # Of that attempt; None while there is none.
@@ -84,11 +85,6 @@ class Way:
     def is_leading(self) -> bool:
         """Whether this sibling leads the attempt."""
         return self.leader == self.me
-
-    @property
-    def quorum(self) -> Quorum:
-        """Who decides about the round."""
-        return Quorum.of(self.round, self.company.base)
 
     def act(self, action: events.Action) -> None:
         """Have it done."""
@@ -149,10 +145,12 @@ class Way:
         self.doubt, self._granted, self.is_exposed = None, "", False
         self.round, self.digest = replace(self.round, number=event.number), event.digest
         self.company.advance(event.members)
+        self.quorum = Quorum.of(self.round, event.members)
         self._send_on()
         if self.state is State.RESTING:
             return
-        if self.state is State.CATCHING_UP and not is_own and self.mine is not None and (self.is_wanted or not is_ahead):
+        has_more = self.state is State.CATCHING_UP and not is_own and (self.is_wanted or not is_ahead)
+        if has_more and self.mine is not None:
             # What it has learned belongs to an anchor that is gone: from here on it only receives.
             self.mine = replace(
                 self.mine, round=self.round, digest=event.digest, elements=event.elements, samples=0, norm=0.0
@@ -177,7 +175,8 @@ class Way:
             self._granted = verdict.digest
             donor = group.find(verdict.donor)
             where = donor.endpoint if donor is not None else self.leader.endpoint
-            self.behind(Stale(PeerId(verdict.donor), where, self.round.number + 1, verdict.digest), group if not group.settles else None)
+            stale = Stale(PeerId(verdict.donor), where, self.round.number + 1, verdict.digest)
+            self.behind(stale, group if not group.settles else None)
 
     def fail(self, reason: str) -> None:
         """The call ends without a round; who waits here looks elsewhere."""

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from distqat.ids import short
 from distqat.roles.remote import Remote
-from distqat.roles.status import LinkStatus, PeerStatus, PipelineStatus, Receipt, RunStatus, SwarmStatus
+from distqat.roles.status import ExpertStatus, LinkStatus, PeerStatus, PipelineStatus, Receipt, RunStatus, SwarmStatus
 from distqat.times import DOWN, UP
 
 WATCH_SECONDS = 1.0
@@ -173,24 +173,22 @@ def _link(link: LinkStatus) -> str:
 
 
 def _rounds(swarm: SwarmStatus) -> Table:
-    """The last one of every expert, as that saw it."""
-    names = ("number", "fragments", "contributors", "samples", "bytes", "codec", "bits", "seconds", "digest", "trouble")
-    table = _table("last round of", *names, "now")
+    """The last one of every expert, as that saw it; of which fragments, if they take turns."""
+    table = _table("last round of", "number", "siblings", "bytes", "codec", "bits", "seconds", "digest", "")
     for peer, expert in swarm.experts():
+        has_turns = len({receipt.fragments for receipt in expert.receipts}) > 1
         for receipt in expert.receipts[-1:]:
+            which = f" of {spans(receipt.fragments)}" if has_turns else ""
             table.add_row(
                 f"{short(peer.peer)} ({expert.stage_name})",
-                str(receipt.round),
-                spans(receipt.fragments),
+                f"{receipt.round}{which}",
                 str(len(receipt.contributors)),
-                str(receipt.samples),
                 size(receipt.bytes),
                 receipt.codec,
                 f"{receipt.bits:.3g}",
-                f"{receipt.seconds:.3f}",
+                f"{receipt.seconds:.2f}",
                 receipt.digest[:8],
-                _trouble(receipt, expert.replayed),
-                "a round beside steps" if expert.beside else "",
+                _remarks(receipt, expert),
             )
     return table
 
@@ -206,11 +204,13 @@ def spans(numbers: tuple[int, ...]) -> str:
     return " ".join("-".join(map(str, run)) for run in runs)
 
 
-def _trouble(receipt: Receipt, replayed: int) -> str:
-    """Of that round, and how many this expert has missed and replayed in all."""
+def _remarks(receipt: Receipt, expert: ExpertStatus) -> str:
+    """What went wrong in that round, how many this expert has missed and replayed in all, and what goes on now."""
     facts = (("lost", map(short, receipt.lost)), ("clipped", map(short, receipt.clipped)), ("refused", receipt.refused))
     said = [f"{what} {names}" for what, names in ((what, " ".join(who)) for what, who in facts) if names]
-    return "; ".join([*said, *([f"replayed {replayed} rounds so far"] if replayed else [])])
+    said += [f"replayed {expert.replayed} rounds so far"] if expert.replayed else []
+    said += ["a round beside steps"] if expert.beside else []
+    return "; ".join(said)
 
 
 def _losses(run: RunStatus | None) -> Text:

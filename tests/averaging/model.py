@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from distqat.averaging import events
 from distqat.averaging.events import Standing
-from distqat.averaging.group import Contact, Group, Invited, Join, JoinReply, Verdict, Vote
+from distqat.averaging.group import Contact, Group, Invite, Invited, Join, JoinReply, Stale, Verdict, Vote
 from distqat.averaging.round import Round
 from distqat.averaging.waits import Waits
 from distqat.averaging.way import State
@@ -288,9 +288,7 @@ class Model:
                 self.later(wait)
 
         def wait() -> None:
-            if life.busy is busy and self.there(life, leader) is None:
-                give_up()
-            elif not life.is_alive:
+            if not life.is_alive or (life.busy is busy and self.there(life, leader) is None):
                 give_up()
             elif life.busy is busy:
                 self.later(wait)
@@ -391,8 +389,6 @@ class Model:
         self.later(arrive)
 
     def _called(self, life: Life, there: Life, contact: Contact, number: int) -> None:
-        from distqat.averaging.group import Invite, Stale
-
         self.feed(there, events.Called(Invite(round_ref(number), life.contact.peer, life.contact.endpoint)))
         reply = there.reply
         known = there.known

@@ -44,19 +44,19 @@ def test_the_word_of_one_without_a_voice_is_not_taken() -> None:
     """A former life of c may have voted for it, so a and c may have been a majority of three."""
     silent = replace(join("c"), has_voice=False)
     joins = [holds("b", "x", "abc"), silent]
-    assert judge(THREE, joins, ("c",)) == Unsure(contacts("a"))
+    assert judge(THREE, joins, (PeerId("c"),)) == Unsure(contacts("a"))
     # Its own word would have been enough.
     assert judge(THREE, [joins[0], join("c"), join("a")], ()) == Free(is_settled=True)
 
 
 def test_when_all_others_are_gone_nobody_can_have_committed_it() -> None:
     joins = [holds("b", "x", "ab"), join("c")]
-    assert judge(THREE, joins, ("a",)) == Free(is_settled=True)
+    assert judge(THREE, joins, (PeerId("a"),)) == Free(is_settled=True)
 
 
 def test_what_all_hold_is_committed_although_it_may_be_given_up() -> None:
     joins = [holds("b", "x", "abc"), holds("c", "x", "abc")]
-    assert judge(THREE, joins, ("a",)) == Settle("x")
+    assert judge(THREE, joins, (PeerId("a"),)) == Settle("x")
 
 
 def test_of_two_results_that_may_both_be_committed_none_is_chosen() -> None:
@@ -73,4 +73,4 @@ def test_an_attempt_of_which_nothing_is_held_is_no_result() -> None:
     joins = [holds("b", "", "abc"), join("c")]
     assert judge(THREE, joins, ()) == Free()
     assert unresolved(joins, ()) == contacts("a")
-    assert unresolved(joins, ("a",)) == ()
+    assert unresolved(joins, (PeerId("a"),)) == ()

@@ -12,6 +12,7 @@ import torch
 
 from distqat.averaging import attempt as attempts
 from distqat.averaging import messages
+from distqat.averaging import owner as owners
 from distqat.averaging.attempt import Attempt
 from distqat.averaging.blame import AttemptError
 from distqat.averaging.contribution import Average, Contribution
@@ -83,6 +84,17 @@ def test_all_hold_the_same_bits_and_they_are_those_of_the_oracle(number: int, co
 def test_the_order_of_arrival_changes_no_bit(seed: int) -> None:
     async def scenario() -> bytes:
         async with siblings(4, network=Network(seed=seed, delay=0.01, jitter=0.1 * seed)) as group:
+            return bytes((await group.average("int8", commit=False)).payload)
+
+    assert run_virtual(scenario()) == run_virtual(_in_order())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_who_takes_averaged_chunks_late_gets_them_made_again(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "KEPT_FRAMES", 1)
+
+    async def scenario() -> bytes:
+        async with siblings(4, network=Network(seed=seed, delay=0.01, jitter=0.2)) as group:
             return bytes((await group.average("int8", commit=False)).payload)
 
     assert run_virtual(scenario()) == run_virtual(_in_order())

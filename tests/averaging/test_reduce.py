@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat.averaging import contribution, reduce
@@ -27,6 +27,7 @@ def contributions(draw: st.DrawFn) -> tuple[list[list[float]], list[int]]:
     return parts, draw(st.lists(st.integers(1, 10_000), min_size=members, max_size=members))
 
 
+@settings(deadline=None)
 @given(contributions())
 def test_against_the_naive_average(case: tuple[list[list[float]], list[int]]) -> None:
     parts, samples = case
@@ -37,6 +38,7 @@ def test_against_the_naive_average(case: tuple[list[list[float]], list[int]]) ->
         assert got == pytest.approx(naive, rel=0, abs=1e-6 * max(largest, 1e-30) * len(parts))
 
 
+@settings(deadline=None)
 @given(contributions(), st.integers(1, 8))
 def test_any_cut_gives_the_same_bits(case: tuple[list[list[float]], list[int]], at: int) -> None:
     parts, samples = case
@@ -47,6 +49,7 @@ def test_any_cut_gives_the_same_bits(case: tuple[list[list[float]], list[int]], 
     assert torch.equal(torch.cat((left, right)), whole)
 
 
+@settings(deadline=None)
 @given(st.lists(NUMBERS, min_size=1, max_size=9), st.integers(1, 1000))
 def test_one_contributor_is_taken_bit_for_bit(part: list[float], samples: int) -> None:
     tensor = torch.tensor(part)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distqat.averaging import messages
-from distqat.averaging.group import Invite, Invited, JoinReply, Leave, RoundRef, Verdict
+from distqat.averaging.group import Invite, Invited, JoinReply, RoundRef, Verdict
 from distqat.errors import MessageError, RefusedError, StaleError, TensorError, WrongRunError
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex
 from distqat.rpc.local import Network

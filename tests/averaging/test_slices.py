@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat.averaging import slices
@@ -33,6 +33,7 @@ def bisected(rates: Sequence[float]) -> list[float]:
     return [max(0.0, high * rate - 1) / (number - 2) for rate in rates]
 
 
+@settings(deadline=None)
 @given(RATES)
 def test_shares_are_those_of_the_naive_search(rates: list[float]) -> None:
     parts = slices.shares(rates)
@@ -42,6 +43,7 @@ def test_shares_are_those_of_the_naive_search(rates: list[float]) -> None:
         assert parts == pytest.approx(bisected(rates), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(RATES, st.integers(0, 15), st.integers(0, 15), st.floats(0.001, 0.2))
 def test_moving_a_share_to_another_makes_nothing_faster(
     rates: list[float], giver: int, taker: int, share: float
@@ -70,6 +72,7 @@ def test_who_is_not_known_counts_as_the_fastest_that_is() -> None:
     assert slices.shares([0.0, 0.0, 0.0]) == pytest.approx([1 / 3] * 3)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), RATES, st.sampled_from([1, 64, 256]))
 def test_every_element_once_and_whole_blocks(num_elements: int, rates: list[float], block: int) -> None:
     parts = slices.shares(rates)
@@ -84,6 +87,7 @@ def test_every_element_once_and_whole_blocks(num_elements: int, rates: list[floa
         assert abs(end - begin - part * num_elements) <= 2 * block
 
 
+@settings(deadline=None)
 @given(st.permutations(["carol", "alice", "bob"]))
 def test_who_came_first_does_not_matter(names: list[str]) -> None:
     group = slices.assign("x", [join(name) for name in names], 10)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat.averaging import spans
@@ -21,6 +21,7 @@ def test_parameters_first_then_buffers_of_each_fragment() -> None:
     assert found[1].within == slice(3, 5)
 
 
+@settings(deadline=None)
 @given(shapes(), st.integers(0, 60), st.integers(0, 60), st.integers(1, 7), st.data())
 def test_every_element_once_from_where_it_lies(
     fragments: list[Shape], first: int, second: int, most: int, data: st.DataObject

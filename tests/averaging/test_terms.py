@@ -5,6 +5,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,10 +24,10 @@ PLAIN = phase(0, SyncSection(warmup_steps=5))
 
 def test_every_codec_of_the_settings_is_known_here_and_in_wire() -> None:
     for name, bits in terms.BITS.items():
-        SyncSection(codec=name)  # type: ignore[arg-type]
+        SyncSection(codec=name)
         assert name in codecs.names()
         many = 1 << 20
-        assert codecs.find(name).size(many, codecs.torch.float32) * 8 / many == pytest.approx(bits, rel=0.1)
+        assert codecs.find(name).size(many, torch.float32) * 8 / many == pytest.approx(bits, rel=0.1)
 
 
 def test_a_setting_is_a_setting() -> None:

@@ -160,10 +160,10 @@ def test_an_expert_shows_its_last_round_and_what_went_wrong_in_it() -> None:
     Console(file=out, width=300).print(show.render(swarm))
     (row,) = [line for line in out.getvalue().splitlines() if "int8" in line]
     words = [part.strip() for part in row.split("  ") if part.strip()]
-    trouble = "lost cccccccc; clipped aaaaaaaa; refused dddddddd: it holds NaN; replayed 3 rounds so far"
+    remarks = "lost cccccccc; clipped aaaaaaaa; refused dddddddd: it holds NaN; replayed 3 rounds so far"
     assert words == [
-        "bbbbbbbb (mlp/0)", "7", "0-2 5", "2", "640", "1.5 MB", "int8", "0.812", "0.250", "29902a2f", trouble,
-        "a round beside steps",
+        "bbbbbbbb (mlp/0)", "7 of 0-2 5", "2", "1.5 MB", "int8", "0.812", "0.25", "29902a2f",
+        f"{remarks}; a round beside steps",
     ]  # fmt: skip
     told = json.loads(show.as_json(swarm))["peers"][1]["roles"][0]["expert"]
     assert (told["receipts"][1]["bits"], told["receipts"][1]["refused"]) == (0.8125, ["dddddddd: it holds NaN"])

@@ -80,20 +80,27 @@ def test_a_truncated_or_foreign_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_digest_sees_every_bit() -> None:
     anchor, momentum = torch.zeros(4), torch.ones(4)
-    base = state.digest(3, anchor, momentum)
-    assert base == state.digest(3, anchor.clone(), momentum)
+    base = state.digest(anchor, momentum)
+    assert base == state.digest(anchor.clone(), momentum)
     assert len(base) == 32
     others = [
-        state.digest(4, anchor, momentum),
-        state.digest(3, momentum, anchor),
-        state.digest(3, -anchor, momentum),  # Negative zero.
-        state.digest(3, anchor),
-        state.digest(3, torch.cat([anchor, momentum])),
-        state.digest(3, torch.zeros(3), torch.cat([torch.zeros(1), momentum])),
+        state.digest(momentum, anchor),
+        state.digest(-anchor, momentum),  # Negative zero.
+        state.digest(anchor),
+        state.digest(torch.cat([anchor, momentum])),
+        state.digest(torch.zeros(3), torch.cat([torch.zeros(1), momentum])),
     ]
     assert len({base, *others}) == len(others) + 1
     strided = torch.stack([anchor, momentum], dim=1)
-    assert state.digest(3, strided[:, 0], strided[:, 1]) == base
+    assert state.digest(strided[:, 0], strided[:, 1]) == base
+
+
+def test_a_digest_may_come_bit_by_bit() -> None:
+    vectors = [torch.arange(9.0), torch.arange(5.0)]
+    digest = state.Digest(2)
+    for index, begin, end in ((0, 0, 4), (1, 0, 1), (0, 4, 9), (1, 1, 5)):
+        digest.update(index, vectors[index][begin:end].numpy().view("uint8").data)
+    assert digest.hex() == state.digest(*vectors)
 
 
 def test_a_snapshots_digest_sees_names_and_shapes() -> None:

@@ -22,7 +22,7 @@ def host_of(status: SwarmStatus, stage: int) -> str:
 
 
 @pytest.mark.parametrize("more", [("sync.merge=0.5",), ("sync.eager=true", "sync.overlap=4")], ids=["merged", "eager"])
-def test_all_siblings_end_alike_and_evaluate_what_is_committed(tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_all_siblings_end_alike(tmp_path: Path, more: tuple[str, ...]) -> None:
     async def scenario() -> None:
         async with open_world(tmp_path, "train.epochs=1", *BESIDE, *more) as world:
             await world.start("head", "client")
@@ -35,7 +35,6 @@ def test_all_siblings_end_alike_and_evaluate_what_is_committed(tmp_path: Path, m
             assert (run.committed, run.lost, run.doubled, run.open) == (run.budget, 0, 0, 0)
             assert len({(e.stage, e.round, e.digest) for _, e in status.experts()}) == 2
             assert all(len(digests) == 1 for digests in expert_digests(status).values())
-            assert len({line.evaluation for line in status.pipelines()}) == 1
             fragments = {receipt.fragments for _, e in status.experts() for receipt in e.receipts}
             assert fragments == {(0,), (1,)}
 

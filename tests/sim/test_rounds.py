@@ -1,182 +1,218 @@
-"""Outer rounds under churn: siblings of unequal speed that crash, come back and live far apart, in virtual time.
-
-The invariants that no fault may break: siblings that live hold the same result of every round that they committed; no
-sibling commits two results for one round; every call of `synchronise` ends within its bound; and once the faults end,
-all agree.
-"""
+"""Outer rounds while things befall the siblings, in virtual time: see `rounds`. `pytest ...[SEED]` replays a run."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+import itertools
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 
 import pytest
-import torch
 
-from distqat.averaging.committed import Receipt
-from distqat.averaging.outer import OuterState
-from distqat.errors import RoundError, StateError
+from distqat.averaging.rendezvous import order
+from distqat.errors import DistqatError
+from distqat.ids import PeerId
 from distqat.rpc.local import Network, VirtualTimeLoop
-from distqat.sections import SyncSection
-from tests.averaging.swarm import Node, Swarm
-from tests.support import until
+from tests.averaging.swarm import DILOCO, Node, Swarm, moved, together
+from tests.averaging.words import round_ref
+from tests.sim.gate import Gate, nothing
+from tests.sim.rounds import LEASE, Plan, World, simulate
 
 pytestmark = pytest.mark.sim
 
-SYNC = SyncSection(warmup_steps=3, inner_steps=4, max_wait=4.0)
-LEASE = 3.0
-SECONDS = 5.0
-"""Of faults; afterwards all have time to agree."""
+T = TypeVar("T")
+
+CHURN = Plan(is_founded_first=False)
+CUTS = Plan(cuts=True)
+STOPS = Plan(stops=True)
+LOSSES = Plan(loss=0.03, duplicate=0.03)
+EVERYTHING = Plan(stops=True, cuts=True, loss=0.02, duplicate=0.02)
+MANY = Plan(sizes=(12, 20), stops=True, cuts=True)
 
 
-class World:
-    """One seeded run."""
-
-    def __init__(self, seed: int, has_cuts: bool = False) -> None:
-        self.random = random.Random(seed)
-        self.has_cuts = has_cuts  # The network is cut in two now and then; each side may go on by itself.
-        delay = self.random.choice([0.0, 0.002, 0.02, 0.1])
-        self.swarm = Swarm(Network(seed, delay=delay, jitter=delay), SYNC, parameters=12, buffers=2)
-        self.names = [f"peer{index}" for index in range(self.random.randint(2, 8))]
-        self.lives: dict[str, asyncio.Task[None]] = {}  # The incarnation of each name that lives now.
-        self.num_crashes = 0
-        self.num_commits = 0
-        self.num_failures = 0
-        self.slowest = 0.0
-
-    @property
-    def live(self) -> list[Node]:
-        """Those that have not crashed and have state."""
-        return [node for node in self.swarm.nodes.values() if not node.has_crashed and node.sibling.ready]
-
-    async def run(self) -> None:
-        """Found, let things happen, and see that all agree."""
-        async with asyncio.TaskGroup() as group:
-            for name in self.names:
-                self.lives[name] = group.create_task(self._live(name, is_founder=True))
-            await asyncio.sleep(0)
-            await self._befall(group)
-            await self._agree()
-            for task in self.lives.values():
-                task.cancel()
-
-    async def _befall(self, group: asyncio.TaskGroup) -> None:
-        """Crashes and returns."""
-        loop = asyncio.get_running_loop()
-        while loop.time() < SECONDS:
-            await asyncio.sleep(self.random.uniform(0.2, 2.5))
-            live = self.live
-            if self.has_cuts and self.random.random() < 0.5:
-                await self._cut()
-            elif len(live) > 1 and self.random.random() < 0.8:
-                victim = self.random.choice(live)
-                self.swarm.crash(victim)
-                self.lives[victim.peer].cancel()
-                self.num_crashes += 1
-                group.create_task(self._bury(victim))
-                group.create_task(self._return(victim.peer, group))
-
-    async def _cut(self) -> None:
-        """For a while no packet passes between two sides; the directory does not notice."""
-        side = {name for name in self.names if self.random.random() < 0.4}
-        self.swarm.network.partition(side, set(self.names) - side)
-        await asyncio.sleep(self.random.uniform(0.1, 4.0))
-        self.swarm.network.heal()
-
-    async def _bury(self, node: Node) -> None:
-        await asyncio.sleep(LEASE)
-        node.is_live = False
-
-    async def _return(self, name: str, group: asyncio.TaskGroup) -> None:
-        await asyncio.sleep(self.random.uniform(0.1, 5.0))
-        self.lives[name] = group.create_task(self._live(name, is_founder=False))
-
-    async def _live(self, name: str, is_founder: bool) -> None:
-        """One incarnation of a sibling: found or catch up, then train."""
-        async with AsyncExitStack() as stack:
-            node = await stack.enter_async_context(self.swarm.node(name))
-            self._observe(node)
-            if is_founder:
-                await node.averager.found(self.swarm.start())
-            while not node.sibling.ready:
-                try:
-                    await node.averager.catch_up(self.swarm.siblings(node.peer))
-                except StateError:
-                    await asyncio.sleep(0.3)
-            await self._train(node)
-
-    async def _train(self, node: Node) -> None:
-        seconds = self.random.choice([0.05, 0.2, 0.5])
-        local, steps = node.anchor, 0
-        while True:
-            if self.random.random() < 0.1:
-                # Nothing to do for a while: it comes only if it is invited.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(3.0):
-                        await node.averager.wait_invited()
-            else:
-                await asyncio.sleep(self.random.uniform(0.5, 1.5) * seconds)
-                local, steps = local + self.random.uniform(-1.0, 1.0), steps + 1
-            if node.averager.is_due(steps):
-                local, steps = await self._synchronise(node, local, steps)
-
-    async def _synchronise(self, node: Node, local: torch.Tensor, steps: int) -> tuple[torch.Tensor, int]:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        before = node.averager.outer
-        try:
-            local, steps = await node.averager.synchronise(local, 8 * steps), 0
-        except RoundError:
-            self.num_failures += 1
-            assert node.averager.outer is before, "a call that fails changes nothing"
-        seconds = loop.time() - began
-        self.slowest = max(self.slowest, seconds)
-        assert seconds <= node.averager.context.waits.total + 1e-6
-        return local, steps
-
-    def _observe(self, node: Node) -> None:
-        """Check the invariants at the very moment of every commit."""
-        commit: Callable[[OuterState, Receipt], None] = node.averager.committed.commit
-
-        def observed(state: OuterState, receipt: Receipt) -> None:
-            assert state.round == receipt.round + 1
-            assert receipt.samples > 0
-            assert all(other.round != receipt.round for other in node.averager.receipts), "one round, two results"
-            commit(state, receipt)
-            self.num_commits += 1
-            for other in self.live:
-                for theirs in other.averager.receipts:
-                    if theirs.round == receipt.round and not self.has_cuts:
-                        assert theirs.digest == receipt.digest, f"{node} and {other} differ on round {receipt.round}"
-
-        node.averager.committed.commit = observed  # type: ignore[method-assign]
-
-    async def _agree(self) -> None:
-        """Everyone comes back, and before long all hold the same."""
-        await until(
-            lambda: len(self.live) == len(self.names) and len({node.digest for node in self.live}) == 1, timeout=60.0
-        )
+def check(world: World) -> None:
+    """Something has happened; that rounds go on afterwards is seen by the world itself."""
+    assert world.faults or world.plan.loss
+    assert world.num_commits
 
 
-def simulate(world: World) -> None:
-    torch.set_num_threads(1)
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        runner.run(world.run())
-
-
-@pytest.mark.parametrize("seed", range(32))
+@pytest.mark.parametrize("seed", range(45))
 def test_churn(seed: int) -> None:
-    world = World(seed)
-    simulate(world)
-    assert world.num_commits >= len(world.names)
-    assert world.num_crashes
+    """Siblings crash, also at any of their messages, and come back without memory; from the first round on."""
+    check(simulate(seed, CHURN))
 
 
-@pytest.mark.parametrize("seed", range(100, 110))
+@pytest.mark.parametrize("seed", range(100, 145))
 def test_cuts(seed: int) -> None:
-    """Two sides may commit different results of a round; every call still ends, and in the end all agree."""
-    world = World(seed, has_cuts=True)
-    simulate(world)
-    assert world.num_commits >= len(world.names)
+    """The network is cut in two, or one way only, again and again."""
+    check(simulate(seed, CUTS))
+
+
+@pytest.mark.parametrize("seed", range(200, 240))
+def test_stops(seed: int) -> None:
+    """Siblings are stopped, also at any of their messages, and go on later as if nothing had been."""
+    check(simulate(seed, STOPS))
+
+
+@pytest.mark.parametrize("seed", range(300, 330))
+def test_losses(seed: int) -> None:
+    """Messages and answers get lost, requests come twice and overtake each other."""
+    check(simulate(seed, LOSSES))
+
+
+@pytest.mark.parametrize("seed", range(400, 440))
+def test_everything(seed: int) -> None:
+    check(simulate(seed, EVERYTHING))
+
+
+@pytest.mark.parametrize("seed", range(500, 502))
+def test_many(seed: int) -> None:
+    check(simulate(seed, MANY))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10_000, 14_000))
+def test_soak(seed: int) -> None:
+    """Thousands of runs of all kinds."""
+    plans = (CHURN, CUTS, STOPS, LOSSES, EVERYTHING)
+    check(simulate(seed, plans[seed % len(plans)] if seed % 50 else MANY))
+
+
+@pytest.mark.parametrize("size", [24, pytest.param(64, marks=pytest.mark.soak)])
+def test_three_of_many_die_at_once(size: int) -> None:
+    """The leader is among them; the others commit that round, and the next one."""
+
+    async def scenario() -> None:
+        names = [f"peer{index:02}" for index in range(size)]
+        async with started(names, Network(seed=3, delay=0.01)) as (swarm, nodes, _):
+            victims = order(round_ref(0), nodes)[:3]
+
+            async def strike() -> None:
+                await asyncio.sleep(0.055)
+                for victim in victims:
+                    swarm.crash(nodes[victim])
+
+            rest = [node for node in nodes.values() if node.peer not in victims]
+            dying = [nodes[victim].averager.synchronise(moved(swarm, 1.0), 1) for victim in victims]
+            works = [train(node, 2) for node in rest]
+            results = await together(*works, *dying, strike())
+            assert not [result for result in results[: len(rest)] if isinstance(result, DistqatError)]
+            assert len({node.digest for node in rest}) == 1
+            assert len(rest[0].averager.receipts[-1].contributors) == size - 3
+
+    run(scenario())
+
+
+# One fault at every message of one round.
+
+NAMES = ("alice", "bob", "carol")
+FAULTS = ("crash", "stop", "cut")
+
+
+def run(scenario: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(scenario)
+
+
+@asynccontextmanager
+async def started(
+    names: Sequence[str], network: Network
+) -> AsyncIterator[tuple[Swarm, dict[PeerId, Node], dict[PeerId, Gate]]]:
+    """Siblings that have founded the run, each behind a gate."""
+    swarm = Swarm(network, DILOCO, parameters=2 * len(names))
+    async with AsyncExitStack() as stack:
+        gates = {PeerId(name): Gate(network.transport(name)) for name in names}
+        for name, gate in gates.items():
+            node = await stack.enter_async_context(swarm.node(name, gate))
+            await node.averager.found(swarm.start())
+        yield swarm, swarm.nodes, gates
+
+
+def at_message(victim: PeerId, at: int, fault: str) -> int:
+    """Two rounds; in the second one the fault happens at that message of the victim. How many messages it has seen.
+
+    The others end up with equal states, whatever happens; and with the victim, once it is back.
+    """
+
+    async def scenario() -> int:
+        network = Network(seed=1, delay=0.01)
+        async with started(NAMES, network) as (swarm, nodes, gates):
+            await together(*(node.averager.synchronise(moved(swarm, 1.0), 1) for node in nodes.values()))
+            assert {node.sibling.round for node in nodes.values()} == {1}
+            gate, dead = gates[victim], nodes[victim]
+            others = [node for node in nodes.values() if node is not dead]
+            left = itertools.count(at, -1)
+            gate.count = 0
+
+            async def strike(what: str) -> None:
+                if next(left) == 0:
+                    if fault == "crash":
+                        swarm.crash(dead)
+                        dead.is_live = False
+                    elif fault == "stop":
+                        gate.stop()
+                        await gate.passes(what)
+                    else:
+                        network.partition({victim}, {node.peer for node in others})
+
+            gate.hook = strike
+            works = [node.averager.synchronise(node.anchor + 1.0, 1) for node in nodes.values()]
+            async with asyncio.TaskGroup() as group:
+                group.create_task(recover(network, dead, gate, fault))
+                results = await together(*works)
+            failed = [
+                one for one, result in zip(nodes.values(), results, strict=True) if isinstance(result, DistqatError)
+            ]
+            gate.hook, num_messages = nothing, gate.count
+            assert not set(failed) & set(others), (
+                f"{[result for result in results if isinstance(result, DistqatError)]}"
+            )
+            await agree(swarm, [node for node in nodes.values() if not node.has_crashed])
+            return num_messages
+
+    return run(scenario())
+
+
+async def recover(network: Network, victim: Node, gate: Gate, fault: str) -> None:
+    """The lease ends, then a stop or a cut does."""
+    if fault != "crash":
+        await asyncio.sleep(LEASE)
+        victim.is_live = False
+        await asyncio.sleep(1.0)
+        network.heal()
+        gate.go_on()
+        victim.is_live = not victim.has_crashed
+
+
+async def agree(swarm: Swarm, nodes: Sequence[Node]) -> None:
+    """Whoever has fallen behind comes along in the next round; nobody has two results of one."""
+    for node in nodes:
+        rounds = [receipt.round for receipt in node.averager.receipts]
+        assert len(set(rounds)) == len(rounds)
+    for first, second in itertools.combinations(nodes, 2):
+        theirs = {receipt.round: receipt.digest for receipt in second.averager.receipts}
+        for receipt in first.averager.receipts:
+            assert theirs.get(receipt.round, receipt.digest) == receipt.digest
+    target = max(node.sibling.round for node in nodes) + 2
+    results = await together(*(train(node, target) for node in nodes))
+    assert not [result for result in results if isinstance(result, DistqatError)]
+    assert len({node.digest for node in nodes}) == 1
+
+
+async def train(node: Node, target: int) -> None:
+    """One round after the other, up to that one."""
+    while node.sibling.round < target:
+        await node.averager.synchronise(node.anchor + 1.0, 1)
+
+
+LEADER, SECOND, LAST = order(round_ref(1), [PeerId(name) for name in NAMES])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("victim", [LEADER, SECOND, LAST], ids=["leader", "second", "last"])
+def test_a_fault_at_every_message_of_a_round(victim: PeerId, fault: str) -> None:
+    num_messages = at_message(victim, 10_000, fault)
+    assert num_messages > 20
+    for at in range(num_messages + 1):
+        at_message(victim, at, fault)
