@@ -20,6 +20,9 @@ FRAGMENTS = 2
 OVERLAP = 1
 """Steps; at most a twentieth of the inner ones."""
 
+OUTER_RATES = {1: 0.5, 2: 0.5, 4: 0.6}
+"""By replicas: in the middle of what is published (0.4 to 0.6 for up to two, 0.6 for four)."""
+
 LOSSY: tuple[RoundCodec, ...] = ("int8", "int4", "int2")
 REPLICAS = (2, 4)
 
@@ -59,7 +62,8 @@ class Way:
         """As settings."""
         chosen: dict[str, object] = {"overlap": OVERLAP, "fragments": FRAGMENTS} if self.is_overlapped else {}
         chosen |= VARIANTS.get(self.variant, {})
-        usual = {"inner_steps": INNER_STEPS, "outer_learning_rate": 0.7, "outer_momentum": 0.9, "ramp_rounds": 0}
+        rate = OUTER_RATES[self.replicas]
+        usual = {"inner_steps": INNER_STEPS, "outer_learning_rate": rate, "outer_momentum": 0.9, "ramp_rounds": 0}
         return SyncSection.model_validate({**usual, "codec": self.codec, "warmup_steps": warmup_steps, **chosen})
 
 

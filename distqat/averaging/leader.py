@@ -85,9 +85,12 @@ def answered(way: Way, event: Answered) -> None:
             guests.submit(way, Invite(way.round, peer, event.contact.endpoint))
         return
     if event.standing is Standing.AGAINST:
-        # It may be the one that is wrong: those who are here decide, if they are enough.
         company.heard_from(event.contact)
-        company.refuse(peer, event.reason)
+        if way.quorum.base:
+            # It may be the one that is wrong: those who are here decide, if they are enough.
+            company.refuse(peer, event.reason)
+        elif way.state is State.FORMING:
+            way.fail(event.reason)
         return
     if event.standing in (Standing.GONE, Standing.AWAY):
         company.bury(peer)

@@ -265,6 +265,20 @@ def test_of_two_leaders_the_lower_yields() -> None:
     assert only(actions, events.Ask).leader.peer == LEADER
 
 
+def test_who_is_left_out_elsewhere_goes_on_with_those_who_decide() -> None:
+    """The one that says so may be the one that is wrong; before the first round there is nobody to tell."""
+    against = events.Answered(contact(LAST), events.Standing.AGAINST, "left out")
+    round_, _ = begun(LEADER)
+    round_.handle(events.Joined(mine(SECOND)), 0.0)
+    round_.handle(against, 0.0)
+    assert where(round_) is State.LEADING
+    fresh = Round(contact(LEADER), round_ref(0), SYNC, WAITS, "life")
+    look(fresh)
+    fresh.handle(events.Begin(replace(mine(LEADER), round=round_ref(0))), 0.0)
+    fresh.state = State.FORMING
+    assert only(fresh.handle(against, 0.0), events.Finish).failure.endswith("left out")
+
+
 @pytest.mark.parametrize("state", State)
 def test_an_invitation_is_always_answered(state: State) -> None:
     for number, kind in ((0, StaleError), (1, Invited)):

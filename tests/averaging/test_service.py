@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distqat.averaging import messages
-from distqat.averaging.group import Invite, Invited, JoinReply, RoundRef, Verdict
+from distqat.averaging.group import Invite, Invited, JoinReply, Leave, RoundRef, Verdict
 from distqat.errors import MessageError, RefusedError, StaleError, TensorError, WrongRunError
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex
 from distqat.rpc.local import Network
@@ -95,6 +95,18 @@ def test_who_is_behind_is_told_where_to_catch_up() -> None:
             reply = messages.decode(JoinReply, await ask(alice, messages.JOIN, messages.encode(join("bob"))))
             assert reply.stale is not None
             assert (reply.stale.donor, reply.stale.round, reply.stale.digest) == ("alice", 1, alice.digest)
+
+    run_virtual(scenario())
+
+
+def test_who_says_farewell_is_gone() -> None:
+    async def scenario() -> None:
+        async with founded(["alice"]) as (_swarm, [alice]):
+            with pytest.raises(RefusedError, match="hosts stage 1, not 2"):
+                await ask(alice, messages.LEAVE, messages.encode(Leave(RUN, StageIndex(2), PeerId("bob"))))
+            assert not alice.averager.pursuit.round.company.gone
+            await ask(alice, messages.LEAVE, messages.encode(Leave(RUN, STAGE, PeerId("bob"))))
+            assert alice.averager.pursuit.round.company.gone == {"bob"}
 
     run_virtual(scenario())
 

@@ -34,7 +34,7 @@ def test_a_way_becomes_settings() -> None:
     plain = arm(Way(4, "int8"), WARMUP).sync
     assert plain is not None
     assert (plain.codec, plain.warmup_steps, plain.inner_steps) == ("int8", WARMUP, 25)
-    assert (plain.outer_learning_rate, plain.outer_momentum, plain.overlap, plain.fragments) == (0.7, 0.9, 0, 1)
+    assert (plain.outer_learning_rate, plain.outer_momentum, plain.overlap, plain.fragments) == (0.6, 0.9, 0, 1)
     beside = arm(Way(4, "int2", True), WARMUP).sync
     assert beside is not None
     assert beside.fragments > 1

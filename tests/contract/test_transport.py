@@ -9,6 +9,7 @@ import pytest
 from distqat.errors import (
     DeadlineError,
     DistqatError,
+    GoneError,
     MessageError,
     RefusedError,
     RemoteError,
@@ -197,13 +198,13 @@ def test_what_is_not_served_is_refused_by_name(world: World, method: Method) -> 
     world.run(main())
 
 
-def test_nobody_listening_is_unreachable_at_once(world: World) -> None:
+def test_nobody_listening_is_gone_for_sure(world: World) -> None:
     async def main() -> None:
         async with world.pair() as pair:
             nobody = Endpoint(pair.to.host, 1)
-            with pytest.raises(UnreachableError, match=str(nobody)):
+            with pytest.raises(GoneError, match=str(nobody)):
                 await pair.alice.call(nobody, ECHO, b"", Deadline.after(5))
-            with pytest.raises(UnreachableError, match=str(nobody)):
+            with pytest.raises(GoneError, match=str(nobody)):
                 async with pair.alice.stream(nobody, CHAT):
                     pass
 

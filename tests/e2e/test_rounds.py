@@ -5,6 +5,7 @@ The rest commit, all the same; nobody commits two results of a round; who was lo
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import subprocess
@@ -165,10 +166,13 @@ def test_a_one_way_cut_ends_the_round_and_leaves_no_two_results(
             assert len(contributors) == 3  # The cut was felt.
             assert max(result["seconds"] for result in results) < 20.0
             heal_one_way(source, target)
-            for _ in range(3):
-                results = await family.round(*members)
+            # Who was blamed more than once in a row is held back for some seconds.
+            async with asyncio.timeout(30):
+                contributors = ()
+                while len(contributors) < len(NAMES):
+                    results = await family.round(*members)
+                    contributors = tuple(results[0]["receipt"]["contributors"])
             assert len({result["digest"] for result in results}) == 1
-            assert set(results[0]["receipt"]["contributors"]) == set(NAMES)
             family.check()
 
     run(scenario(), timeout=110)

@@ -214,7 +214,7 @@ class World:
     async def _train(self, node: Node) -> None:
         averager, steps = node.averager, 0
         assert averager.outer is not None
-        seconds = self.random.choice([0.05, 0.2, 0.5])
+        seconds = self.random.choice([0.1, 0.25, 0.5])
         local, samples = averager.outer.anchor.clone(), 0
         while True:
             if self.random.random() < 0.1:

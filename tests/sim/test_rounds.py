@@ -107,7 +107,6 @@ def test_three_of_many_die_at_once(size: int) -> None:
 # One fault at every message of one round.
 
 NAMES = ("alice", "bob", "carol")
-FAULTS = ("crash", "stop", "cut")
 
 
 def run(scenario: Coroutine[Any, Any, T]) -> T:
@@ -209,10 +208,27 @@ async def train(node: Node, target: int) -> None:
 LEADER, SECOND, LAST = order(round_ref(1), [PeerId(name) for name in NAMES])
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("victim", [LEADER, SECOND, LAST], ids=["leader", "second", "last"])
-def test_a_fault_at_every_message_of_a_round(victim: PeerId, fault: str) -> None:
-    num_messages = at_message(victim, 10_000, fault)
+VICTIMS = pytest.mark.parametrize("victim", [LEADER, SECOND, LAST], ids=["leader", "second", "last"])
+
+
+@VICTIMS
+def test_a_crash_at_every_message_of_a_round(victim: PeerId) -> None:
+    num_messages = at_message(victim, 10_000, "crash")
     assert num_messages > 20
     for at in range(num_messages + 1):
+        at_message(victim, at, "crash")
+
+
+@VICTIMS
+@pytest.mark.parametrize("fault", ["stop", "cut"])
+def test_a_stop_or_a_cut_at_every_third_message(victim: PeerId, fault: str) -> None:
+    for at in range(NAMES.index(victim), at_message(victim, 10_000, fault) + 1, 3):
+        at_message(victim, at, fault)
+
+
+@pytest.mark.soak
+@VICTIMS
+@pytest.mark.parametrize("fault", ["stop", "cut"])
+def test_a_stop_or_a_cut_at_every_message(victim: PeerId, fault: str) -> None:
+    for at in range(at_message(victim, 10_000, fault) + 1):
         at_message(victim, at, fault)
