@@ -20,9 +20,11 @@ from torch import Tensor
 
 from bench.case import Case, Line
 from bench.workers import open_worker
-from distqat.averaging import outer, reduce
+from distqat.averaging import outer
+from distqat.averaging.contribution import Contribution
+from distqat.averaging.feedback import Feedback
 from distqat.averaging.outer import OuterState, Shape
-from distqat.averaging.phases import phase
+from distqat.averaging.phases import Phase, phase
 from distqat.config import RunConfig
 from distqat.data.sampler import Sampler
 from distqat.data.sources import Source, open_source
@@ -181,10 +183,10 @@ class Pair:
         for _ in range(how.steps):
             for stage in self._stages:
                 self._step(stage)
-        deltas = [outer.delta(self.state, stage.flatten(), how) for stage in self._stages]
         is_silent = self._remedy is not None and self._rounds < self._remedy.silent
-        shares = reduce.weights([1] * (SIBLINGS - 1) + [0 if is_silent else 1])
-        self.state = outer.apply(self.state, reduce.weighted_mean(deltas, shares), how)
+        heard = self._stages[:-1] if is_silent else self._stages
+        mean = torch.stack([self._contribution(stage, how) for stage in heard]).mean(dim=0)
+        self.state = outer.apply(self.state, mean, how)
         self._rounds += 1
         for stage in self._stages:
             stage.load_flat(self.state.anchor)
@@ -196,6 +198,13 @@ class Pair:
         stage.load_flat(self.state.anchor)
         id = MicrobatchId(stage.version + 1, 0)
         return stage.loss(id, inputs, targets, HELD_OUT, train=False).sums["loss"] / HELD_OUT
+
+    def _contribution(self, stage: Stage, how: Phase) -> Tensor:
+        """As it travels with codec `none` [num_elements]."""
+        contribution = Contribution.of(self.state, stage.flatten(), how, Feedback("off"))
+        values = np.empty(contribution.elements, np.float32)
+        contribution.read(0, values, is_exact=True)
+        return torch.from_numpy(values)
 
     def _step(self, stage: Stage) -> None:
         stage.training = self._training

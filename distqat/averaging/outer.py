@@ -121,21 +121,6 @@ def split(vector: Tensor, shapes: Sequence[Shape]) -> Iterator[tuple[Tensor, Sha
         begin += shape.num_elements
 
 
-def delta(outer: OuterState, local: Tensor, how: Phase) -> Tensor:
-    """What a sibling with these local values of the round's fragments contributes, as long as they are.
-
-    DiLoCo: the pseudo-gradient anchor - local for parameters, local values for buffers. Warm-up: all local values.
-    """
-    if how.is_plain:
-        return local.clone()
-    parts = [outer.parts[index] for index in how.fragments]
-    pieces: list[Tensor] = []
-    for part, (own, shape) in zip(parts, split(local, [part.shape for part in parts]), strict=True):
-        end = shape.num_parameters
-        pieces += [part.anchor[:end] - own[:end], own[end:]]
-    return torch.cat(pieces)
-
-
 class Source(Protocol):
     """An average that is read block by block; `contribution.Average` is one."""
 

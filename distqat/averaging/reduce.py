@@ -30,20 +30,6 @@ SLACK = 1e-3
 """By how much a contribution may be longer than its sender said: sums of squares are rounded."""
 
 
-def weights(samples: Sequence[int]) -> list[torch.Tensor]:
-    """The fp32 weight [] of every contributor."""
-    total = sum(samples)
-    return [torch.tensor(count / total, dtype=torch.float32) for count in samples]
-
-
-def weighted_mean(parts: Sequence[torch.Tensor], by: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean of equally long fp32 parts, in their order; a new tensor."""
-    mean = parts[0] * by[0]
-    for part, weight in zip(parts[1:], by[1:], strict=True):
-        mean = mean + part * weight
-    return mean
-
-
 class Reducer:
     """Adds up the slice of one owner, chunk after chunk, and encodes the mean. Block by block, so all stays in caches.
 

@@ -39,11 +39,16 @@ def apply(state: OuterState, average: Tensor, how: Phase, is_exact: bool = True)
     return OuterState.of(parts, state.round + 1)
 
 
+def weights(samples: Sequence[int]) -> list[Tensor]:
+    """The fp32 weight [] of every contributor, divided in fp64 and rounded once."""
+    return [torch.tensor(count / sum(samples), dtype=torch.float32) for count in samples]
+
+
 def weighted_mean(parts: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
-    """In fp32, in this order; weights are divided in fp64 and rounded once."""
-    weights = [torch.tensor(count / sum(samples), dtype=torch.float32) for count in samples]
-    mean = parts[0] * weights[0]
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
+    """In fp32, in this order."""
+    by = weights(samples)
+    mean = parts[0] * by[0]
+    for part, weight in zip(parts[1:], by[1:], strict=True):
         mean = mean + part * weight
     return mean
 

