@@ -23,8 +23,9 @@ from bench.workers import open_worker
 from distqat.averaging import outer
 from distqat.averaging.contribution import Contribution
 from distqat.averaging.feedback import Feedback
-from distqat.averaging.outer import OuterState, Shape
+from distqat.averaging.outer import OuterState
 from distqat.averaging.phases import Phase, phase
+from distqat.averaging.spans import Shape
 from distqat.config import RunConfig
 from distqat.data.sampler import Sampler
 from distqat.data.sources import Source, open_source

@@ -27,8 +27,8 @@ from bench.recipes import Recipe
 from bench.workers import Worker, open_worker
 from distqat.averaging.averager import Averager
 from distqat.averaging.context import Context, Sibling
-from distqat.averaging.outer import Shape
 from distqat.averaging.service import services
+from distqat.averaging.spans import Shape
 from distqat.config import RunConfig
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
 from distqat.model.device import Device

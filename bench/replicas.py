@@ -20,8 +20,8 @@ import torch
 
 from distqat.averaging.averager import Averager
 from distqat.averaging.context import Context, Sibling
-from distqat.averaging.outer import Shape
 from distqat.averaging.service import services
+from distqat.averaging.spans import Shape
 from distqat.config import RunConfig
 from distqat.data.sources import Source, evaluation_batches
 from distqat.data.tasks import find_task

@@ -24,8 +24,8 @@ from bench.peers import vectors
 from bench.timed import TimedTransport
 from distqat.averaging.averager import Averager
 from distqat.averaging.context import Context, Sibling
-from distqat.averaging.outer import Shape
 from distqat.averaging.service import services
+from distqat.averaging.spans import Shape
 from distqat.errors import RoundError
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex
 from distqat.model.device import Device

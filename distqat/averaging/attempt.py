@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import torch
 
 from distqat.averaging import messages
-from distqat.averaging.blame import AttemptError as AttemptError
+from distqat.averaging.blame import AttemptError
 from distqat.averaging.context import LOOK_INTERVAL, Context
 from distqat.averaging.contribution import Contribution
 from distqat.averaging.group import Group, Member

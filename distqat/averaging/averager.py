@@ -126,8 +126,8 @@ class Averager:
         """Commit one outer round with these local values of the fragments of `phase`, one behind the other.
 
         `samples` is what they stand for since the round before; with zero this sibling only receives. A sibling that
-        turns out to have missed a round takes the committed state instead, and its progress since is lost. When nobody
-        has trained since the round before, there is no round and the anchor stands. Raises
+        turns out to have missed rounds takes what they committed instead; whether its progress may be carried over, the
+        outcome says. When nobody has trained since the round before, there is no round and the anchor stands. Raises
         RoundError after a bounded time; then nothing has changed, and the progress grows into the next round. Raises
         TensorError for a vector that does not fit.
         """

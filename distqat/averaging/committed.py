@@ -40,7 +40,7 @@ class Receipt:
     codec: str = "none"
     """Of the contributions and of their average."""
     bits: float = 0.0
-    """Sent and received by this sibling, for each parameter and inner step since the fragment's last round."""
+    """Sent and received by this sibling, for each parameter and inner step that the schedule has between two rounds."""
     clipped: tuple[PeerId, ...] = ()
     """Contributors that were scaled down."""
     refused: tuple[tuple[PeerId, str], ...] = ()

@@ -12,8 +12,8 @@ from typing import Protocol, TypeVar
 import torch
 
 from distqat.averaging.group import RoundRef
-from distqat.averaging.outer import Shape
 from distqat.averaging.phases import Phase, phase
+from distqat.averaging.spans import Shape
 from distqat.averaging.waits import Waits
 from distqat.errors import DistqatError, RefusedError, UnreachableError, WrongRunError
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex, short

@@ -7,11 +7,10 @@ fraction of the whole state (`sync.kept_rounds` of them are kept, and no more by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from distqat.averaging import outer
 from distqat.averaging.contribution import Average
@@ -105,20 +104,3 @@ def encoded_bytes(codec: str, elements: int) -> int:
     if codec not in codecs.names():
         raise MessageError(f"unknown codec '{codec}' of an average")
     return codecs.find(codec).size(elements, torch.float32)
-
-
-def carry(local: Tensor, before: OuterState, after: OuterState, fragments: Sequence[int]) -> Tensor:
-    """Local values of these fragments, one behind the other, that began at `before`, moved to begin at `after`.
-
-    local + (anchor after - anchor before) for the parameters of fragments that have changed, so the progress since is
-    neither lost nor counted twice. Their running statistics become those of `after`: shifted ones might be negative.
-    """
-    moved: list[Tensor] = []
-    shapes = [before.parts[index].shape for index in fragments]
-    for index, (own, shape) in zip(fragments, outer.split(local, shapes), strict=True):
-        old, new, end = before.parts[index], after.parts[index], shape.num_parameters
-        if old.digest == new.digest:
-            moved.append(own)
-        else:
-            moved += [own[:end] + (new.anchor[:end] - old.anchor[:end]), new.anchor[end:]]
-    return torch.cat(moved)

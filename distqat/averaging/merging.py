@@ -1,4 +1,4 @@
-"""How a round that steps go on beside meets the local values: where they go on from, how its result comes in. Pure.
+"""How what others have committed meets the local values: of a round that steps go on beside, or that was missed. Pure.
 
 All vectors are flat fp32 and of the same fragments, one behind the other: in each parameters first, then running
 statistics.
@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from distqat.averaging import outer
-from distqat.averaging.outer import OuterState, Shape
+from distqat.averaging.outer import OuterState
 from distqat.averaging.phases import Phase
+from distqat.averaging.spans import Shape
 
 
 def merged(local: Tensor, committed: Tensor, keep: float) -> Tensor:
@@ -48,6 +49,19 @@ def moved(
     for (own, shape), (old, _), (new, _) in triples:
         end = shape.num_parameters
         pieces += [own[:end] + (new[:end] - old[:end]), (new if with_statistics else own)[end:]]
+    return torch.cat(pieces)
+
+
+def carry(local: Tensor, before: OuterState, after: OuterState, fragments: Sequence[int]) -> Tensor:
+    """Local values of these fragments that began at the anchor of `before`, as if they had begun at that of `after`.
+
+    So the progress since is neither lost nor counted twice. A fragment that has not changed keeps its statistics too.
+    """
+    pieces: list[Tensor] = []
+    shapes = [before.parts[index].shape for index in fragments]
+    for index, (own, shape) in zip(fragments, outer.split(local, shapes), strict=True):
+        old, new = before.parts[index], after.parts[index]
+        pieces.append(own if old.digest == new.digest else moved(own, old.anchor, new.anchor, [shape]))
     return torch.cat(pieces)
 
 

@@ -25,8 +25,7 @@ import xxhash
 from torch import Tensor
 
 from distqat.averaging.phases import Phase
-from distqat.averaging.spans import BLOCK, Span, cut, spans
-from distqat.averaging.spans import Shape as Shape
+from distqat.averaging.spans import BLOCK, Shape, Span, cut, spans
 from distqat.ids import PeerId
 from distqat.model import state
 from distqat.wire.codecs.codec import Floats

@@ -14,8 +14,8 @@ from typing import Any
 from distqat.aio import Backoff, supervise
 from distqat.averaging.averager import Averager
 from distqat.averaging.context import Context, Sibling
-from distqat.averaging.outer import Shape
 from distqat.averaging.service import services as averaging_services
+from distqat.averaging.spans import Shape
 from distqat.config import RunConfig
 from distqat.data.sampler import budget
 from distqat.data.sources import Source, open_source

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from distqat.averaging import kept, merging
+from distqat.averaging import merging
 from distqat.averaging.averager import Averager, Outcome
 from distqat.averaging.merging import Ahead
 from distqat.averaging.phases import Phase
@@ -89,7 +89,7 @@ class Handover:
         if outcome.is_replayed:
             touched = touched_by(outcome)
             local = self._stage.gather(touched)
-            self._stage.scatter(touched, kept.carry(local, outcome.before, outcome.state, touched))
+            self._stage.scatter(touched, merging.carry(local, outcome.before, outcome.state, touched))
         else:
             everything = range(len(outcome.state.parts))
             self._stage.scatter(everything, outcome.state.gather(everything))

@@ -17,7 +17,8 @@ from distqat.averaging.exchange import Exchange, Exchanges
 from distqat.averaging.feedback import Feedback
 from distqat.averaging.group import Group, Join, Rates
 from distqat.averaging.messages import SliceHeader
-from distqat.averaging.outer import OuterState, Shape
+from distqat.averaging.outer import OuterState
+from distqat.averaging.spans import Shape
 from distqat.ids import Endpoint, PeerId
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Caller, Service, Stream, Transport

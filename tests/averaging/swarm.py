@@ -13,8 +13,8 @@ import torch
 from distqat.averaging import outer
 from distqat.averaging.averager import Averager
 from distqat.averaging.context import Compute, Context, Sibling
-from distqat.averaging.outer import Shape
 from distqat.averaging.service import services
+from distqat.averaging.spans import Shape
 from distqat.errors import DistqatError
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex
 from distqat.rpc.local import Network

@@ -11,7 +11,8 @@ import torch
 from distqat.averaging import catchup
 from distqat.averaging.context import Context, Sibling
 from distqat.averaging.group import Stale
-from distqat.averaging.outer import OuterState, Shape
+from distqat.averaging.outer import OuterState
+from distqat.averaging.spans import Shape
 from distqat.averaging.state import messages, snapshot
 from distqat.averaging.state.messages import Describe
 from distqat.averaging.state.snapshot import ChunkRef

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from distqat.averaging import contribution as room
 from distqat.averaging.contribution import Average, Contribution
 from distqat.averaging.feedback import Feedback
-from distqat.averaging.outer import Shape, split
+from distqat.averaging.outer import split
 from distqat.averaging.phases import Phase
+from distqat.averaging.spans import Shape
 from distqat.errors import TensorError
 from distqat.wire import codecs
 from tests.averaging import naive

@@ -8,7 +8,7 @@ import torch
 from distqat.averaging.attempt import Attempt
 from distqat.averaging.contribution import Average, Contribution
 from distqat.averaging.feedback import Feedback
-from distqat.averaging.outer import Shape
+from distqat.averaging.spans import Shape
 from distqat.errors import MessageError
 from distqat.sections import SyncSection
 from distqat.wire import codecs

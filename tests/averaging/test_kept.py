@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from distqat.averaging import kept, outer
 from distqat.averaging.kept import Shelf
@@ -99,29 +97,6 @@ def test_a_shelf_has_no_gap() -> None:
     for one in (history[0], history[1], history[3]):
         shelf.append(one)
     assert list(shelf) == [history[3]]
-
-
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True).map(sorted), st.integers(1, 4))
-def test_carried_progress_is_the_same_progress_from_the_new_anchor(fragments: list[int], count: int) -> None:
-    before = make_state(number=2)
-    after = rounds(before, count)[-1][1]
-    shapes = [before.parts[index].shape for index in fragments]
-    learned = torch.randn(sum(shape.num_elements for shape in shapes), generator=torch.Generator().manual_seed(count))
-    local = before.gather(fragments) + learned
-    untouched = local.clone()
-    moved = kept.carry(local, before, after, fragments)
-    assert torch.equal(local, untouched)
-    begin = 0
-    for index, shape in zip(fragments, shapes, strict=True):
-        own, was = moved[begin : begin + shape.num_elements], local[begin : begin + shape.num_elements]
-        if before.parts[index] is after.parts[index]:
-            assert torch.equal(own, was)
-        else:
-            end = shape.num_parameters
-            anchor = after.parts[index].anchor
-            assert torch.allclose(own[:end] - anchor[:end], learned[begin : begin + end], atol=1e-5)
-            assert torch.equal(own[end:], anchor[end:])
-        begin += shape.num_elements
 
 
 def test_repr_shows_what_is_kept() -> None:

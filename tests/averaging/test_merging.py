@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat.averaging import merging
-from distqat.averaging.outer import OuterState, Shape
+from distqat.averaging.outer import OuterState
 from distqat.averaging.phases import Phase
+from distqat.averaging.spans import Shape
+from tests.averaging.state import stock
 
 HALVES = Phase(is_plain=False, steps=10, learning_rate=0.5, momentum=0.5)
 """All arithmetic with halves is exact in fp32, so a person can follow it."""
@@ -80,3 +82,26 @@ def test_eager_replicas_are_those_of_the_paper(moves: list[tuple[float, float, f
             own[index] = found.momenta
             assert abs(float(found.begun[0]) - theta[index]) < 1e-3
         last = list(contributed)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True).map(sorted), st.integers(1, 4))
+def test_carried_progress_is_the_same_progress_from_the_new_anchor(fragments: list[int], count: int) -> None:
+    before = stock.make_state(number=2)
+    after = stock.rounds(before, count)[-1][1]
+    shapes = [before.parts[index].shape for index in fragments]
+    learned = torch.randn(sum(shape.num_elements for shape in shapes), generator=torch.Generator().manual_seed(count))
+    local = before.gather(fragments) + learned
+    untouched = local.clone()
+    moved = merging.carry(local, before, after, fragments)
+    assert torch.equal(local, untouched)
+    begin = 0
+    for index, shape in zip(fragments, shapes, strict=True):
+        own, was = moved[begin : begin + shape.num_elements], local[begin : begin + shape.num_elements]
+        if before.parts[index] is after.parts[index]:
+            assert torch.equal(own, was)
+        else:
+            end = shape.num_parameters
+            anchor = after.parts[index].anchor
+            assert torch.allclose(own[:end] - anchor[:end], learned[begin : begin + end], atol=1e-5)
+            assert torch.equal(own[end:], anchor[end:])
+        begin += shape.num_elements

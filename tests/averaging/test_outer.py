@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from distqat.averaging import outer
 from distqat.averaging.contribution import Average
-from distqat.averaging.outer import Part, Shape
+from distqat.averaging.outer import Part
 from distqat.averaging.phases import Phase, phase
+from distqat.averaging.spans import Shape
 from distqat.ids import PeerId
 from distqat.sections import SyncSection
 from distqat.wire import codecs

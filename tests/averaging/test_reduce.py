@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from distqat.averaging import contribution, reduce
 from distqat.averaging.blame import AttemptError
-from distqat.averaging.outer import OuterState, Shape, split
+from distqat.averaging.outer import OuterState, split
 from distqat.averaging.phases import Phase
+from distqat.averaging.spans import Shape
 from distqat.wire import codecs
 from tests.averaging import naive
 from tests.averaging.owners import Owners

@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat.averaging import spans
-from distqat.averaging.outer import Shape
-from distqat.averaging.spans import Span
+from distqat.averaging.spans import Shape, Span
 from tests.averaging.vectors import phase_of
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from distqat.averaging.outer import OuterState, Part, Shape
+from distqat.averaging.outer import OuterState, Part
 from distqat.averaging.phases import Phase
+from distqat.averaging.spans import Shape
 
 SHAPES = (Shape(700, 777), Shape(300, 300), Shape(0, 41), Shape(513, 1025))
 """Of fragments with and without buffers, with boundaries within blocks."""

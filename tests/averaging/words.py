@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from distqat.averaging.group import Join, RoundRef, Vote
-from distqat.averaging.outer import OuterState, Part, Shape
+from distqat.averaging.outer import OuterState, Part
+from distqat.averaging.spans import Shape
 from distqat.ids import Endpoint, PeerId
 from tests.averaging.swarm import RUN, STAGE
 

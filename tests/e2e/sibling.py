@@ -19,8 +19,8 @@ from typing import Any
 from bench.machines import enter
 from distqat.averaging.averager import Averager, Outcome
 from distqat.averaging.context import Context, Sibling
-from distqat.averaging.outer import Shape
 from distqat.averaging.service import services
+from distqat.averaging.spans import Shape
 from distqat.errors import DistqatError
 from distqat.ids import Endpoint, PeerId
 from distqat.model.device import Device

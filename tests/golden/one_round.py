@@ -12,8 +12,9 @@ from typing import get_args
 import numpy as np
 import torch
 
-from distqat.averaging.outer import OuterState, Part, Shape
+from distqat.averaging.outer import OuterState, Part
 from distqat.averaging.phases import Phase
+from distqat.averaging.spans import Shape
 from distqat.sections import RoundCodec
 from tests.averaging.owners import Owners
 

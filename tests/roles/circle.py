@@ -18,8 +18,9 @@ from torch import Tensor
 from distqat.averaging import outer
 from distqat.averaging.averager import Outcome
 from distqat.averaging.committed import Receipt
-from distqat.averaging.outer import OuterState, Shape
+from distqat.averaging.outer import OuterState
 from distqat.averaging.phases import Phase, phase
+from distqat.averaging.spans import Shape
 from distqat.errors import RoundError
 from distqat.ids import PeerId
 from distqat.model.fragments import Fragment

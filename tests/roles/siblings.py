@@ -12,8 +12,9 @@ import torch
 from distqat.averaging.averager import Averager
 from distqat.averaging.context import Context
 from distqat.averaging.context import Sibling as Listed
-from distqat.averaging.outer import OuterState, Shape
+from distqat.averaging.outer import OuterState
 from distqat.averaging.service import services
+from distqat.averaging.spans import Shape
 from distqat.config import RunConfig
 from distqat.ids import Endpoint, MicrobatchId, PeerId, RunId, StageIndex
 from distqat.model.build import build_stage

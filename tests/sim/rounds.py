@@ -21,7 +21,7 @@ import torch
 from distqat.averaging.averager import Outcome
 from distqat.averaging.contribution import Average
 from distqat.averaging.group import Group
-from distqat.averaging.kept import carry
+from distqat.averaging.merging import carry
 from distqat.averaging.outer import OuterState
 from distqat.errors import RoundError, StateError
 from distqat.ids import Endpoint

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 import xxhash
 
-from distqat.averaging.outer import OuterState, Part, Shape
+from distqat.averaging.outer import OuterState, Part
+from distqat.averaging.spans import Shape
 from distqat.errors import MessageError
 from distqat.ids import PeerId
 from distqat.wire import tensors

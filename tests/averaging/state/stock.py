@@ -14,8 +14,9 @@ import torch
 from distqat.averaging import kept
 from distqat.averaging.context import Compute, Context, Sibling
 from distqat.averaging.kept import Kept, Shelf
-from distqat.averaging.outer import OuterState, Part, Shape
+from distqat.averaging.outer import OuterState, Part
 from distqat.averaging.phases import phase
+from distqat.averaging.spans import Shape
 from distqat.averaging.state import messages
 from distqat.averaging.state.donor import Donor
 from distqat.averaging.state.messages import Fetch

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 
-from distqat.averaging.outer import Shape
+from distqat.averaging.spans import Shape
 from distqat.averaging.state import donor as donors
 from distqat.averaging.state import messages, snapshot
 from distqat.averaging.state.messages import Describe, Fetch, Replay

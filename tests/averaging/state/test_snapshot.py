@@ -6,7 +6,8 @@ import pytest
 import torch
 import xxhash
 
-from distqat.averaging.outer import OuterState, Shape
+from distqat.averaging.outer import OuterState
+from distqat.averaging.spans import Shape
 from distqat.averaging.state import snapshot
 from distqat.averaging.state.snapshot import ChunkRef, Manifest, PartManifest
 from distqat.errors import MessageError
