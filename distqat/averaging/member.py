@@ -46,8 +46,7 @@ def turned_down(way: Way, event: events.Declined) -> None:
     """The leader lives, but does not lead this one now; the next in the order does."""
     _depart(way)
     way.company.declined.add(way.leader.peer)
-    if way.invite is not None and way.invite.leader == way.leader.peer:
-        way.invite = None
+    way.spend(way.leader.peer)
     way.pause()
 
 

@@ -128,7 +128,8 @@ class Way:
         self.form.leave(self.me.peer)
         self.group = self.tally = None
         if stale.digest == self.digest:
-            # Nobody has trained since the round before: the anchor stands.
+            # Nobody has trained since the round before: the anchor stands, and who invited has its answer.
+            self.spend(self.leader.peer)
             self.finish()
             return
         self.state, self.donor = State.CATCHING_UP, stale.donor
@@ -273,14 +274,18 @@ class Way:
 
     def lose(self, peer: PeerId, reason: str) -> None:
         """Go on without the sibling."""
-        if self.invite is not None and self.invite.leader == peer:
-            self.invite = None
+        self.spend(peer)
         if self.company.lose(peer, reason):
             self.act(events.Report(peer, reason))
 
     def accept(self, invite: Invite) -> None:
         """Join there next."""
         self.invite = invite
+
+    def spend(self, leader: PeerId) -> None:
+        """An invitation of that sibling counts no more."""
+        if self.invite is not None and self.invite.leader == leader:
+            self.invite = None
 
     def send_away(self, error: DistqatError) -> None:
         """Let all who wait here look elsewhere."""

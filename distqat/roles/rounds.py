@@ -46,7 +46,8 @@ class Rounds:
         self._flight: Flight | None = None  # The round under way, until it is merged.
         self._asked = asyncio.Event()  # Set when there is something to do with the gate shut.
         self._may_merge = asyncio.Event()  # Set when the round under way is to be merged as soon as it has come.
-        self._is_settling = False  # All fragments are to synchronise while training waits.
+        self._settled = asyncio.Event()  # Cleared while all fragments are to synchronise with training at rest.
+        self._settled.set()
 
     def __repr__(self) -> str:
         what = "no round" if self._flight is None else f"{self._flight.steps} steps beside a round"
@@ -83,9 +84,11 @@ class Rounds:
 
     async def settle(self) -> None:
         """Synchronise all fragments while training waits, so that the stage holds what is committed."""
-        self._is_settling = True
+        self._settled.clear()
         self._stop()
-        await self.opened()
+        # Not until the gate is open: it may be shut again at once, for a sibling that has invited this one.
+        with self._journal.blocked():
+            await self._settled.wait()
 
     async def opened(self) -> None:
         """Until the gate is open."""
@@ -105,7 +108,7 @@ class Rounds:
             await self._asked.wait()
             self._asked.clear()
             try:
-                if self._is_settling:
+                if not self._settled.is_set():
                     await self._settle()
                 elif self._averager.is_due(self._steps):
                     await self._round()
@@ -135,14 +138,14 @@ class Rounds:
                     break
                 left -= set(touched)
         finally:
-            self._is_settling = False
+            self._settled.set()
 
     async def _round(self) -> Sequence[int]:
         """One round from its beginning to its end; the fragments that it has changed."""
         how = self._averager.phase
         if how is None:
             return ()
-        is_beside = how.overlap > 0 and not self._is_settling
+        is_beside = how.overlap > 0 and self._settled.is_set()
         self._steps = 0
         try:
             begin = partial(self.handover.begin, how, self.handover.share(), is_beside)

@@ -175,6 +175,7 @@ class Seat:
                 await asyncio.sleep(IDLE_SECONDS / 4)
                 continue
             await self.rounds.attend()
+            await asyncio.sleep(0)  # Steps that have waited for the end of the round go before the next one.
 
     def _is_idle(self) -> bool:
         quiet = asyncio.get_running_loop().time() - self._quiet_since

@@ -159,6 +159,7 @@ def test_nobody_has_trained_so_the_anchor_stands() -> None:
             results = await together(*(node.averager.synchronise(swarm.start(), 0) for node in nodes))
             assert all(torch.equal(result.state.anchor, swarm.start()) for result in results)
             assert all(node.sibling.round == 0 and not node.averager.receipts for node in nodes)
+            assert not any(node.averager.invited for node in nodes)
 
     run_virtual(scenario())
 

@@ -290,6 +290,18 @@ def test_an_invitation_is_always_answered(state: State) -> None:
         assert isinstance(only(actions, events.Reply).reply, kind)
 
 
+def test_an_invitation_is_spent_once_its_leader_has_said_that_the_anchor_stands() -> None:
+    """Else siblings with nothing to share would join each other for ever."""
+    round_ = started(SECOND)
+    round_.handle(events.Called(Invite(round_ref(1), PeerId(LAST), Endpoint(LAST, 1))), 0.0)
+    assert round_.is_wanted
+    actions = round_.handle(events.Begin(mine(SECOND, samples=0)), 0.0)
+    assert only(actions, events.Ask).leader.peer == LAST
+    actions = round_.handle(events.Outdated(Stale(PeerId(LAST), Endpoint(LAST, 1), 1, "same")), 0.0)
+    assert actions == [events.Finish()]
+    assert not round_.is_wanted
+
+
 @pytest.mark.parametrize("state", [state for state in State if state is not State.RESTING])
 def test_it_can_be_stopped_at_any_time(state: State) -> None:
     round_, opened = leading()

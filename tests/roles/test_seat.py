@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from distqat.roles.journal import Journal
 from distqat.roles.seat import IDLE_SECONDS, Seat
 from distqat.sections import SyncSection
 from distqat.telemetry import Reason, Telemetry, log
-from tests.roles.circle import Circle, Inline, Numbers, Sibling
+from tests.roles.circle import Averaging, Circle, Inline, Numbers, Sibling
 from tests.support import run_virtual, until
 
 SYNC = SyncSection(warmup_steps=0, inner_steps=3, outer_learning_rate=1.0, outer_momentum=0.0)
@@ -91,6 +92,23 @@ def test_a_round_reaches_the_stage_although_the_route_broke_meanwhile() -> None:
             assert given(held) == [(3.0, 24), (3.0, 0)]
 
     run_virtual(scenario(), timeout=100.0)
+
+
+@pytest.mark.parametrize("act", [Seat.settle, partial(Seat.begin, train=True)])
+def test_who_waits_for_the_end_of_a_round_gets_through_although_it_is_always_invited(
+    act: Callable[[Seat], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Averaging, "invited", True)
+
+    async def scenario() -> None:
+        async with seat(Circle(SYNC)) as held:
+            await asyncio.sleep(1.005)
+            assert held.phase == "averaging"
+            rounds = len(given(held))
+            await act(held)
+            assert rounds <= len(given(held)) <= rounds + 2
+
+    run_virtual(scenario(), timeout=10.0)
 
 
 def test_a_round_is_recorded_once() -> None:
