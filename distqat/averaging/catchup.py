@@ -46,6 +46,10 @@ class Caught:
     rounds: tuple[Kept, ...] = ()
     """Those averages; empty after a snapshot."""
 
+    def took_part(self, peer: PeerId) -> bool:
+        """Whether what the sibling has learned may be in one of those rounds."""
+        return any(peer in missed.members for missed in self.rounds)
+
 
 async def advance(context: Context, state: OuterState, stale: Stale) -> Caught:
     """From this state to what `stale` offers, or beyond. Raises StateError when no donor could give it."""

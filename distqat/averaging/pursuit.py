@@ -247,7 +247,7 @@ class Pursuit:
             self._finish_round(caught.state, fetch.group, None)
         else:
             # What may be in the rounds that were missed must not be carried over as well.
-            effort.caught.append(caught.is_replayed and not self.round.is_exposed)
+            effort.caught.append(caught.is_replayed and not caught.took_part(self.context.me))
             self.committed.adopt(caught.state)
         return None
 

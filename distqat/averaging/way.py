@@ -64,7 +64,7 @@ class Way:
         self.actions: list[events.Action] = []  # Since the present event.
         self._life = life
         self._count = 0  # Of calls and attempts so far, for their names.
-        self.is_exposed = False  # What it has contributed may be in a round that was committed without its knowledge.
+        self._earlier: Doubt | None = None  # What was in doubt before the present attempt; void once that has averaged.
         self._granted = ""  # Digest that its group has committed without it.
         self._failures = 0  # Attempts of this call that came to nothing.
 
@@ -143,7 +143,7 @@ class Way:
         is_own = self.doubt is not None and self.doubt.digest == event.digest
         is_ahead = event.number > self.round.number
         self.has_voice = is_own or self._granted == event.digest
-        self.doubt, self._granted, self.is_exposed = None, "", False
+        self.doubt, self._earlier, self._granted = None, None, ""
         self.round, self.digest = replace(self.round, number=event.number), event.digest
         self.company.advance(event.members)
         self.quorum = Quorum.of(self.round, event.members)
@@ -237,11 +237,9 @@ class Way:
         self.company.asking.clear()
         self.state = State.LEADING if self.is_leading else State.FOLLOWING
         if not group.settles:
-            # Its leader has made sure that what was in doubt is committed nowhere.
-            self.forget_attempt()
-            self._doubt(group, "")
-            mine = group.find(self.me.peer)
-            self.is_exposed = mine is not None and mine.samples > 0
+            # Its leader may have counted on a sibling that is not there any more, so what was in doubt stays so.
+            self._earlier = self.doubt
+            self._doubt(group, self.doubt.digest if self.doubt is not None else "")
             self.act(events.Exchange(group))
         elif self.doubt is not None and self.doubt.digest == group.settles:
             self.cast(Vote(group.attempt, self.me.peer, True, group.settles))
@@ -250,13 +248,16 @@ class Way:
             self.cast(Vote(group.attempt, self.me.peer, False, reason=f"{short(self.me.peer)} does not hold it"))
 
     def forget_attempt(self) -> None:
-        """Nobody has committed what this sibling took part in, and nobody will."""
-        self.doubt, self.is_exposed = None, False
+        """Nobody has committed the present attempt, and nobody will: in doubt is what was so before."""
+        self.doubt, self._earlier = self._earlier, None
 
     def cast(self, vote: Vote) -> None:
         """What the attempt came to here."""
         assert self.group is not None
         if vote.prepared:
+            if not self.group.settles:
+                # All members have taken part: none of them had committed anything else.
+                self.doubt = self._earlier = None
             self._doubt(self.group, vote.digest)
         if self.tally is not None:
             self.state, self.counting_since = State.COUNTING, self.now

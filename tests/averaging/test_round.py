@@ -162,6 +162,29 @@ def test_what_was_voted_for_stays_in_doubt_until_the_verdict() -> None:
     assert actions == [events.Commit("new")]
 
 
+def test_an_attempt_that_comes_to_nothing_settles_no_doubt() -> None:
+    """Its leader may have counted on siblings that had left it and committed what is in doubt."""
+    round_, _ = voted(LAST)
+    ask = only(round_.handle(events.Unreached("it broke", is_gone=False), 0.0), events.Ask)
+    assert ask.leader.peer == SECOND
+    group = terms.group("y", [mine(LEADER), mine(SECOND), ask.join], HOW, 0.0, ())
+    round_.handle(events.Grouped(group), 0.0)
+    round_.handle(events.Broken("the link broke", LEADER), 0.0)
+    ask = only(round_.handle(events.Heard(Verdict(False, "it broke", lost=(LEADER,))), 0.0), events.Ask)
+    assert ask.join.doubt is not None
+    assert ask.join.doubt.digest == "new"
+
+
+def test_an_attempt_that_all_took_part_in_voids_what_was_in_doubt_before() -> None:
+    round_, _ = voted(LAST)
+    ask = only(round_.handle(events.Unreached("it broke", is_gone=False), 0.0), events.Ask)
+    group = terms.group("y", [mine(LEADER), mine(SECOND), ask.join], HOW, 0.0, ())
+    round_.handle(events.Grouped(group), 0.0)
+    round_.handle(events.Averaged("newer"), 0.0)
+    ask = only(round_.handle(events.Heard(Verdict(False, "it broke", lost=(LEADER,))), 0.0), events.Ask)
+    assert ask.join.doubt is None
+
+
 def test_two_that_hold_it_commit_it_without_an_exchange() -> None:
     round_, _ = voted(SECOND)
     other, _ = voted(LAST)
@@ -349,6 +372,11 @@ def go(model: Model, steps: int) -> None:
         if is_new and len({one.digest for one in known}) == 1:
             return
     raise AssertionError(f"no agreement: {model.lives} after {model.log}")
+
+
+def test_siblings_agree_although_one_forms_with_those_who_have_left_it() -> None:
+    """Found among thousands: the doubt of one was void too early."""
+    go(Model(2948, 4), 200 + 2948 % 500)
 
 
 @pytest.mark.parametrize("block", range(10))
