@@ -168,7 +168,7 @@ class Pair:
         """Go back; nobody is new."""
         self.state, self._begin, self._remedy = saved.state, saved.begin, None
         for stage, state in zip(self._stages, saved.optimizers, strict=True):
-            stage.load_flat(self.state.anchor)
+            stage.scatter([0], self.state.anchor)
             _fill(stage, state)
 
     def replace_last(self, remedy: Remedy) -> None:
@@ -190,13 +190,13 @@ class Pair:
         self.state = outer.apply(self.state, mean, how)
         self._rounds += 1
         for stage in self._stages:
-            stage.load_flat(self.state.anchor)
+            stage.scatter([0], self.state.anchor)
 
     def look(self) -> float:
         """Mean held-out loss of the outer parameters."""
         stage, targets = self._stages[0], to_tensors(self._source.held_out.batch(np.arange(HELD_OUT)))
         inputs = targets.pop("inputs")
-        stage.load_flat(self.state.anchor)
+        stage.scatter([0], self.state.anchor)
         id = MicrobatchId(stage.version + 1, 0)
         return stage.loss(id, inputs, targets, HELD_OUT, train=False).sums["loss"] / HELD_OUT
 

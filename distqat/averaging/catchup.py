@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distqat.averaging import messages
 from distqat.averaging.context import Context, Sibling
 from distqat.averaging.group import Stale
 from distqat.averaging.kept import Kept
 from distqat.averaging.outer import OuterState
-from distqat.averaging.state import messages
 from distqat.averaging.state.hoard import Hoard
-from distqat.averaging.state.messages import Describe
+from distqat.averaging.state.messages import DESCRIBE, Describe
 from distqat.averaging.state.pull import Pull, Pulled
 from distqat.averaging.state.replay import Replay
 from distqat.averaging.state.snapshot import Manifest
@@ -94,6 +94,7 @@ class _Search:
         self._donors = {donor.peer: donor for donor in donors}  # That may be asked.
         self._faults: dict[PeerId, str] = {}  # Why the others may not.
         self._moves: Counter[PeerId] = Counter()  # Since a donor has given something.
+        self._holders: list[Sibling] = []  # Donors of what is aimed at that may give more of it.
 
     async def run(self) -> OuterState:
         """Raises StateError when no donor is left, or after `waits.total`."""
@@ -108,16 +109,16 @@ class _Search:
             raise StateError(f"the state of stage {self.context.stage} was not here after {seconds:g} s") from None
 
     async def _try(self) -> OuterState | None:
-        """One manifest; None if it came to nothing, but another one may."""
-        if not self._donors:
-            raise StateError(self._why())
-        found = await self._ask()
-        if not found:
+        """Those who hold what is aimed at, once more, or another manifest; None if that is not the end of it."""
+        if not self._holders and not await self._aim():
             return None
-        manifest, holders = self._choose(found)
-        await self.hoard.aim(manifest)
+        holders = self._holders
         if self.hoard.missing:
-            self._judge(await Pull(self.context, self.hoard).run(holders))
+            pulled = await Pull(self.context, self.hoard).run(holders)
+            self._judge(pulled)
+            # Who broke off may give more of it: rounds that were committed meanwhile cost nothing while it is held.
+            stay = self._donors.keys() - pulled.moved.keys()
+            self._holders = [holder for holder in holders if holder.peer in stay]
         if self.hoard.missing:
             return None
         try:
@@ -125,7 +126,19 @@ class _Search:
         except StateError as error:
             for holder in holders:
                 self._give_up(holder.peer, error.reason)
+            self._holders = []
             return None
+
+    async def _aim(self) -> bool:
+        """At what the donors hold now; whether there is such a state."""
+        if not self._donors:
+            raise StateError(self._why())
+        found = await self._ask()
+        if not found:
+            return False
+        manifest, self._holders = self._choose(found)
+        await self.hoard.aim(manifest)
+        return True
 
     async def _ask(self) -> dict[PeerId, Manifest]:
         """What the most advanced donors hold; who does not answer is given up."""
@@ -148,7 +161,7 @@ class _Search:
         context = self.context
         request = messages.encode(Describe(context.run, context.stage, self.least))
         deadline = Deadline.after(context.waits.answer)
-        answer = await context.transport.call(donor.endpoint, messages.DESCRIBE, request, deadline)
+        answer = await context.transport.call(donor.endpoint, DESCRIBE, request, deadline)
         manifest = messages.decode(Manifest, answer)
         manifest.check(context.shapes)
         return manifest

@@ -1,6 +1,6 @@
 """What siblings say to each other, as bytes and back, and the methods of flow B.
 
-Chunks of slices travel in frames: a small header, then bytes that protobuf never touches.
+Chunks of slices, and of committed state, travel in frames: a small header, then bytes that protobuf never touches.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from distqat.averaging.group import Invite, Invited, Join, JoinReply, Leave, Verdict, Vote
+from distqat.averaging.state import messages as state
+from distqat.averaging.state.messages import ReplayHeader
+from distqat.averaging.state.snapshot import ChunkRef
 from distqat.errors import MessageError
 from distqat.ids import PeerId
 from distqat.pb import averaging_pb2 as pb
@@ -49,11 +52,12 @@ _KINDS: dict[type, type[Message]] = {
     Leave: pb.LeaveRequest,
     Verdict: pb.VoteReply,
     SliceHeader: pb.SliceHeader,
+    **state.KINDS,
 }
 
 
 def encode(message: object) -> bytes:
-    """Any of the messages above, or of `group`, as bytes."""
+    """Any of the messages above, of `group` or of `state`, as bytes."""
     return mirror.encode(message, _KINDS[type(message)])
 
 
@@ -66,13 +70,15 @@ def decode(kind: type[T], data: bytes | memoryview) -> T:
     return message
 
 
-def frame(header: SliceHeader, *payload: memoryview | bytes) -> bytes:
+def frame(header: SliceHeader | ChunkRef | ReplayHeader, *payload: memoryview | bytes) -> bytes:
     """A header and the views of its chunk, as one message."""
     return frames.join(encode(header), *payload)
 
 
-def unframe(kind: type[T], data: bytes) -> tuple[T, memoryview]:
-    """Header and chunk. Raises MessageError."""
+def unframe(kind: type[T], data: bytes | None) -> tuple[T, memoryview]:
+    """Header and chunk. Raises MessageError, also when there is no further message."""
+    if data is None:
+        raise MessageError("the stream ended before everything was there")
     header, payload = frames.split(data)
     return decode(kind, header), payload
 

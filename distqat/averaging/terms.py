@@ -7,14 +7,17 @@ import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import torch
+
 from distqat.averaging import slices
 from distqat.averaging.group import Group, Join
 from distqat.averaging.phases import Phase
 from distqat.ids import PeerId
 from distqat.sections import SyncSection
+from distqat.wire import codecs
 
-BITS = {"none": 32.0, "bf16": 16.0, "int8": 8.125, "int4": 4.5, "int2": 2.5}
-"""Of an element as it travels, about; finest codec first."""
+CODECS = ("none", "bf16", "int8", "int4", "int2")
+"""Those of rounds, the finest first."""
 
 ENOUGH = "int8"
 """No finer codec learns better (docs/design/flow-b.md), so `auto` begins here."""
@@ -33,18 +36,17 @@ def wanted(sync: SyncSection, elements: int, uplink: float, seconds: float) -> s
     """
     if sync.codec != "auto":
         return sync.codec
-    names = list(BITS)[list(BITS).index(ENOUGH) :]
+    names = CODECS[CODECS.index(ENOUGH) :]
     if uplink <= 0 or seconds <= 0:
         return ENOUGH
     room = sync.budget * seconds * uplink
-    return next((name for name in names if 2 * elements * BITS[name] / 8 <= room), names[-1])
+    return next((name for name in names if 2 * codecs.find(name).size(elements, torch.float32) <= room), names[-1])
 
 
 def codec(joins: Sequence[Join], how: Phase) -> str:
     """Of a group of these siblings: the coarsest that one of them asks for."""
-    names = list(BITS)
-    coarsest = max((join.codec for join in joins), key=names.index)
-    return min(coarsest, COARSEST_PLAIN, key=names.index) if how.is_plain else coarsest
+    coarsest = max((join.codec for join in joins), key=CODECS.index)
+    return min(coarsest, COARSEST_PLAIN, key=CODECS.index) if how.is_plain else coarsest
 
 
 def factors(joins: Sequence[Join], clip: float) -> dict[PeerId, float]:
@@ -62,7 +64,7 @@ def fault(join: Join) -> str:
         return f"a contribution of norm {join.norm}"
     if not all(math.isfinite(rate) and rate >= 0 for rate in (join.rates.up, join.rates.down)):
         return f"links of {join.rates.up} and {join.rates.down} bytes per second"
-    if join.codec not in BITS:
+    if join.codec not in CODECS:
         return f"codec '{join.codec}', which rounds do not have"
     return ""
 

@@ -1,8 +1,8 @@
 """Who serves what now: the only thing of discovery that roles see.
 
-News come in three ways: records that others store at this node tell at once; the run's keys are looked up, often while
-something changes and seldom while nothing does; and what a peer says by RPC is folded in by `observe_...`. Own records
-are announced here, and seen in the own snapshot at once.
+News come in two ways: records that others store at this node tell at once, and the run's keys are looked up, often
+while something changes and seldom while nothing does. Own records are announced here, and seen in the own snapshot at
+once.
 """
 
 from __future__ import annotations
@@ -125,24 +125,8 @@ class Directory:
         self._calm = 1.0
         self._hurry.set()
 
-    def observe_peer(self, peer: PeerId, record: PeerRecord) -> None:
-        """The daemon has said this by RPC."""
-        self._observe(peer, record)
-
-    def observe_expert(self, peer: PeerId, record: ExpertRecord) -> None:
-        """The expert has said this by RPC."""
-        self._observe(peer, record)
-
-    def observe_trainer(self, peer: PeerId, record: TrainerRecord) -> None:
-        """The trainer has said this by RPC."""
-        self._observe(peer, record)
-
-    def observe_client(self, peer: PeerId, record: ClientRecord) -> None:
-        """The client has said this by RPC."""
-        self._observe(peer, record)
-
     def mark_lost(self, peer: PeerId, reason: str) -> None:
-        """The peer is gone, until it signs a newer record or answers again; the reason is one sentence."""
+        """The peer is gone, until it signs a newer record; the reason is one sentence."""
         self._view.mark_lost(peer, reason, asyncio.get_running_loop().time())
         self._refresh()
 
@@ -185,10 +169,6 @@ class Directory:
         experts = {keys.experts(run, shard): ExpertRecord for shard in range(keys.EXPERT_SHARDS)}
         rest = {keys.config(run): ConfigRecord, keys.trainers(run): TrainerRecord, keys.clients(run): ClientRecord}
         return {keys.PEERS: PeerRecord, **experts, **rest}
-
-    def _observe(self, peer: PeerId, record: Record) -> None:
-        self._view.observe(peer, record, asyncio.get_running_loop().time())
-        self._refresh()
 
     def _stored(self, key: str) -> None:
         """Something under this key has changed in the own store; what comes at once is read at once."""

@@ -1,7 +1,7 @@
 """What all records together say: who serves what now. Pure: `now` is handed in.
 
-Three sources, the weaker first: records found in the DHT; what a peer has said by RPC since (until it signs a newer
-record); what this peer says itself. A peer that is known to be lost counts for nothing until it signs a newer record.
+Two sources: records found in the DHT, and, before these, what this peer says itself. A peer that is known to be lost
+counts for nothing until it signs a newer record.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ from typing import Any, Generic
 
 from distqat.discovery.records import ClientRecord, ConfigRecord, ExpertRecord, PeerRecord, R, Record, TrainerRecord
 from distqat.ids import PeerId, RunId, short
-
-OBSERVED_LIFE = 15.0
-"""Seconds for which it counts what a peer has said by RPC, if no record confirms it."""
 
 LOST_MEMORY = 60.0
 """Seconds for which a lost peer is remembered after its last record has died."""
@@ -71,15 +68,6 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class _Observation:
-    """Said by RPC; counts until a record numbered higher than `above` is found, or until then."""
-
-    record: Record
-    above: int
-    until: float
-
-
-@dataclass(frozen=True)
 class _Lost:
     """Why a peer is lost; over when a record numbered higher than `above` is found."""
 
@@ -89,12 +77,11 @@ class _Lost:
 
 
 class View:
-    """Folds what is found, observed and announced into snapshots."""
+    """Folds what is found and announced into snapshots."""
 
     def __init__(self, own: PeerId) -> None:
         self._own = own
         self._found: dict[str, tuple[type[Record], dict[PeerId, Entry[Any]]]] = {}  # By key.
-        self._observed: dict[tuple[type[Record], PeerId], _Observation] = {}
         self._announced: dict[type[Record], Record] = {}
         self._lost: dict[PeerId, _Lost] = {}
 
@@ -104,8 +91,6 @@ class View:
     def fold(self, key: str, kind: type[R], entries: Iterable[Entry[R]]) -> None:
         """These are the live records under a key now."""
         found = {entry.peer: entry for entry in entries}
-        for peer in self._found.get(key, (kind, {}))[1].keys() - found.keys():
-            self._observed.pop((kind, peer), None)  # It has taken its record back, or has not renewed it.
         self._found[key] = (kind, found)
         for entry in found.values():
             lost = self._lost.get(entry.peer)
@@ -119,23 +104,7 @@ class View:
     def forget(self, keys: Iterable[str]) -> None:
         """These keys are of no interest any more."""
         for key in keys:
-            kind, found = self._found.pop(key, (PeerRecord, {}))
-            for peer in found:
-                self._observed.pop((kind, peer), None)
-
-    def observe(self, peer: PeerId, record: Record, now: float) -> None:
-        """The peer has said this by RPC just now: it is alive, and this is newer than its record.
-
-        News of an expert that are behind what it has recorded (a slow answer) are dropped.
-        """
-        if peer == self._own:
-            return
-        held = self._find(type(record), peer)
-        self._lost.pop(peer, None)
-        if held is not None and _is_behind(record, held.record):
-            return
-        above = held.sequence if held is not None else 0
-        self._observed[type(record), peer] = _Observation(record, above, now + OBSERVED_LIFE)
+            self._found.pop(key, None)
 
     def mark_lost(self, peer: PeerId, reason: str, now: float) -> None:
         """The peer is gone, whatever its records say."""
@@ -143,9 +112,6 @@ class View:
             return
         sequences = [found[peer].sequence for _, found in self._found.values() if peer in found]
         self._lost[peer] = _Lost(reason, max(sequences, default=0), now + LOST_MEMORY)
-        for kind, observed in list(self._observed):
-            if observed == peer:
-                del self._observed[kind, observed]
 
     def announce(self, record: Record) -> None:
         """This peer says so."""
@@ -171,9 +137,6 @@ class View:
 
     def _section(self, kind: type[R]) -> dict[PeerId, Entry[R]]:
         entries = self._of_kind(kind)
-        for (observed_kind, peer), seen in self._observed.items():
-            if observed_kind is kind and (peer not in entries or entries[peer].sequence <= seen.above):
-                entries[peer] = Entry[Any](peer, seen.above, seen.record)
         mine = entries.pop(self._own, None)
         if kind in self._announced:
             entries[self._own] = Entry[Any](self._own, mine.sequence if mine is not None else 0, self._announced[kind])
@@ -188,20 +151,7 @@ class View:
                     entries[peer] = entry
         return entries
 
-    def _find(self, kind: type[Record], peer: PeerId) -> Entry[Any] | None:
-        return self._of_kind(kind).get(peer)
-
     def _prune(self, now: float) -> None:
-        """Drop old observations, and lost peers of which nothing is left."""
-        self._observed = {one: seen for one, seen in self._observed.items() if seen.until > now}
+        """Drop lost peers of which nothing is left."""
         present = {peer for _, found in self._found.values() for peer in found}
         self._lost = {peer: lost for peer, lost in self._lost.items() if peer in present or lost.until > now}
-
-
-def _is_behind(said: Record, recorded: Record) -> bool:
-    """Whether an expert's answer is older than its record: same seat, fewer rounds or steps."""
-    if not isinstance(said, ExpertRecord) or not isinstance(recorded, ExpertRecord):
-        return False
-    if not said.seated or not recorded.seated or said.stage != recorded.stage:
-        return False
-    return (said.round, said.step) < (recorded.round, recorded.step)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
-from distqat.errors import TensorError
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,3 @@ def layout_of(first_block: int, blocks: nn.ModuleList) -> tuple[TensorSlot, ...]
             slots.append(TensorSlot(name, tuple(tensor.shape), offset, tensor.numel(), is_parameter))
             offset += tensor.numel()
     return tuple(slots)
-
-
-def named(layout: Sequence[TensorSlot], vector: Tensor, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a flat vector by name, as views. Raises TensorError when the vector has another length."""
-    expected = sum(slot.size for slot in layout)
-    if tuple(vector.shape) != (expected,):
-        raise TensorError(f"a flat vector of {expected} elements was expected, got shape {tuple(vector.shape)}")
-    return {prefix + slot.name: vector[slot.offset : slot.offset + slot.size].view(slot.shape) for slot in layout}

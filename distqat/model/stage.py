@@ -19,7 +19,6 @@ from distqat.errors import ModelError, StaleError, TensorError
 from distqat.ids import MicrobatchId, StageIndex
 from distqat.model import agreement, boundary, checks, gradients, vectors
 from distqat.model.fragments import deal
-from distqat.model.layout import named
 from distqat.model.optimizer import build_optimizer
 from distqat.model.rates import learning_rate
 from distqat.model.slice import Slice
@@ -104,11 +103,6 @@ class Stage:
     def pending(self) -> PendingStep | None:
         """Whose gradients are accumulated; None before the first backward of a step."""
         return self._steps.pending
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it takes the samples themselves."""
-        return self.index == 0
 
     @property
     def is_last(self) -> bool:
@@ -235,20 +229,21 @@ class Stage:
         """
         return vectors.read([self._tensors[place] for place in self._places(fragments)])
 
-    def named_tensors(self) -> dict[str, Tensor]:
-        """What `flatten` gives, as tensors by their names in the uncut model, such as `blocks.3.attention.weight`."""
-        return named(self.layout, self.flatten())
-
-    def load_flat(self, vector: Tensor) -> None:
-        """Take over what `flatten` gave, here or elsewhere. Raises TensorError; nothing is changed then."""
-        self._put(range(len(self.layout)), vector)
-
     def scatter(self, fragments: Sequence[int], vector: Tensor) -> None:
         """Take over what `gather` gave, here or elsewhere. Raises TensorError; nothing is changed then.
 
         What is pending of a step stays. If it is dropped, the running statistics are those that were put here.
         """
-        self._put(self._places(fragments), vector)
+        places = self._places(fragments)
+        expected = sum(self.layout[place].size for place in places)
+        checks.expect_vector(f"state of stage {self.name}", vector, expected)
+        tensors, first_buffer = self._tensors, len(self._slice.parameters)
+        vectors.write([tensors[place] for place in places], vector)
+        self._slice.forget_casts({self.layout[place].block - self.plan.first_block for place in places})
+        if self._steps.begun is not None:
+            for place in places:
+                if place >= first_buffer:
+                    self._buffers_at_commit[place - first_buffer] = tensors[place].clone()
 
     def statistics(self) -> StageStatistics:
         """A frozen look at what is held."""
@@ -261,17 +256,6 @@ class Stage:
 
     def _places(self, fragments: Sequence[int]) -> list[int]:
         return [place for index in fragments for place in self.fragments[index].slots]
-
-    def _put(self, places: Sequence[int], vector: Tensor) -> None:
-        expected = sum(self.layout[place].size for place in places)
-        checks.expect_vector(f"state of stage {self.name}", vector, expected)
-        tensors, first_buffer = self._tensors, len(self._slice.parameters)
-        vectors.write([tensors[place] for place in places], vector)
-        self._slice.forget_casts({self.layout[place].block - self.plan.first_block for place in places})
-        if self._steps.begun is not None:
-            for place in places:
-                if place >= first_buffer:
-                    self._buffers_at_commit[place - first_buffer] = tensors[place].clone()
 
     @contextmanager
     def _attempt(self, microbatch: MicrobatchId) -> Iterator[None]:

@@ -1,4 +1,5 @@
-"""Bytes to peers and back: `transport` (what the flows see), `grpc` (real) and `local` (in memory, with faults).
+"""Bytes to peers and back: `transport` (what the flows see), `grpc` (real) and `local` (in memory, with faults);
+`wrapped` goes around either, for whoever wants to step in.
 
 Behind them: `channels` (connections by endpoint and lane), `headers` (what a call says before its message), `streams`
 and `pipes` (a stream's two ends, real and in memory), `endings` (how the real one says that it ends), `server` (who

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distqat.averaging import catchup
+from distqat.averaging import catchup, messages
 from distqat.averaging.context import Context, Sibling
 from distqat.averaging.group import Stale
 from distqat.averaging.outer import OuterState
 from distqat.averaging.spans import Shape
-from distqat.averaging.state import messages, snapshot
-from distqat.averaging.state.messages import Describe
+from distqat.averaging.state import snapshot
+from distqat.averaging.state.messages import SERVICE, Describe
 from distqat.averaging.state.snapshot import ChunkRef
 from distqat.errors import StateError
 from distqat.ids import Endpoint, PeerId
@@ -139,13 +139,13 @@ def test_a_wrong_chunk_is_refused_by_name_and_its_donor_not_asked_again() -> Non
                 return data[:-1] + bytes([data[-1] ^ 1]) if mallory.asked.total() == 3 else data
 
             async def cut() -> None:
-                # What is left is looked for anew, but not there.
+                # What is left is asked for again, but not there.
                 stock.network.partition({"alice"}, {"newcomer"})
                 stock.network.heal()
 
             mallory.hook, alice.hook = corrupt, after(CHUNKS // 2, cut)
             assert same(await catchup.fetch(stock.asker(), stock.siblings), make_state())
-            assert alice.calls["Describe"] == 2
+            assert alice.calls == {"Describe": 1, "Fetch": 2}
             assert mallory.asked.total() <= 4
             assert mallory.calls == {"Describe": 1, "Fetch": 1}
             assert alice.asked.total() >= CHUNKS - 3
@@ -219,6 +219,26 @@ def test_a_state_that_is_fetched_is_held_while_rounds_go_on() -> None:
             alice.hook = after(3, go_on)
             assert same(await catchup.fetch(stock.asker(), stock.siblings), make_state())
             assert max(stock.asked.values()) == 1
+
+    run_virtual(scenario())
+
+
+def test_a_state_that_is_held_is_fetched_to_its_end_although_the_links_broke_as_the_donors_went_on() -> None:
+    async def scenario() -> None:
+        async with Stock.open() as stock:
+            givers = await stock.donors(make_state(), "alice", "bob")
+
+            async def go_on() -> None:
+                for giver in givers:
+                    giver.commit(later)
+                stock.network.partition({"alice", "bob"}, {"newcomer"})
+                stock.network.heal()
+
+            later = make_state(7, number=4)
+            givers[0].hook = after(CHUNKS // 3, go_on)
+            assert same(await catchup.fetch(stock.asker(), stock.siblings), make_state())
+            assert all(giver.calls == {"Describe": 1, "Fetch": 2} for giver in givers)
+            assert sum(stock.asked.values()) <= CHUNKS + 4
 
     run_virtual(scenario())
 
@@ -363,7 +383,7 @@ def test_a_donor_that_describes_nothing_is_left_alone(answer: str, reason: str) 
     async def scenario() -> None:
         async with Stock.open() as stock, stock.network.transport("mallory").serve(Endpoint("mallory", 0)) as server:
             if answer != "absent":
-                server.add(Service(messages.SERVICE, {"Describe": describe}))
+                server.add(Service(SERVICE, {"Describe": describe}))
             donor = Sibling(PeerId("mallory"), server.endpoint, 3, "x", True)
             with pytest.raises(StateError, match=f"no donor of stage 1 .mallory: .*{reason}"):
                 await catchup.fetch(stock.asker(), [donor])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from distqat.ids import Endpoint
-from distqat.rpc.transport import Bytes, Deadline, Method, Server, Stream, Transport
+from distqat.rpc.transport import Deadline, Method, Stream, Transport
+from distqat.rpc.wrapped import WrappedStream, WrappedTransport
 
 Hook = Callable[[str], Awaitable[None]]
 """Told what comes next: "Join", "Vote", "Exchange", or "send" for a message on a stream."""
@@ -16,47 +17,32 @@ async def _nothing(what: str) -> None:
     pass
 
 
-class Trap:
+class Trap(WrappedTransport):
     """Calls `hook` before every call, stream and message of the host."""
 
     def __init__(self, inner: Transport) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.hook: Hook = _nothing
 
     async def call(self, to: Endpoint, method: Method, request: bytes, deadline: Deadline) -> bytes:
         await self.hook(method.name)
-        return await self.inner.call(to, method, request, deadline)
+        return await super().call(to, method, request, deadline)
 
     @asynccontextmanager
     async def stream(self, to: Endpoint, method: Method, deadline: Deadline | None = None) -> AsyncIterator[Stream]:
         await self.hook(method.name)
-        async with self.inner.stream(to, method, deadline) as stream:
-            yield _TrapStream(stream, self)
+        async with super().stream(to, method, deadline) as stream:
+            yield stream
 
-    def serve(self, listen: Endpoint) -> AbstractAsyncContextManager[Server]:
-        return self.inner.serve(listen)
-
-    def traffic(self) -> Mapping[str, Bytes]:
-        return self.inner.traffic()
-
-    def uplink(self) -> float:
-        return self.inner.uplink()
-
-    def downlink(self) -> float:
-        return self.inner.downlink()
+    def wrap_stream(self, stream: Stream, to: Endpoint, method: Method) -> Stream:
+        return _TrapStream(stream, self)
 
 
-class _TrapStream:
+class _TrapStream(WrappedStream):
     def __init__(self, inner: Stream, trap: Trap) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.trap = trap
 
     async def send(self, data: bytes, more: bool = False) -> None:
         await self.trap.hook("send")
-        await self.inner.send(data, more)
-
-    async def receive(self) -> bytes | None:
-        return await self.inner.receive()
-
-    async def finish(self) -> None:
-        await self.inner.finish()
+        await super().send(data, more)

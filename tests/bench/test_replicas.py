@@ -76,7 +76,7 @@ def naive(source: Source, replicas: int) -> tuple[float, int]:
             momentum = 0.9 * momentum + (anchor - mean)
             anchor = anchor - 0.7 * ((anchor - mean) + 0.9 * momentum)
         for stage in stages:
-            stage.load_flat(anchor)
+            stage.scatter([0], anchor)
         since, rounds = 0, rounds + 1
     return evaluate(stages[0], source), rounds
 

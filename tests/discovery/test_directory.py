@@ -201,27 +201,6 @@ def test_a_lost_peer_is_out_at_once_and_back_when_it_signs_again() -> None:
     run_virtual(scenario())
 
 
-def test_news_by_rpc_count_at_once() -> None:
-    async def scenario() -> None:
-        async with directories(2) as (nodes, (here, there)):
-            there.announce(ExpertRecord(address(1)))
-            await until(lambda: here.snapshot().experts)
-            peer = nodes[1].peer
-            version = here.snapshot().version
-            here.observe_expert(peer, ExpertRecord(address(1), seated=True))
-            here.observe_peer(peer, PeerRecord(address(1)))
-            here.observe_trainer(peer, TrainerRecord(address(1)))
-            here.observe_client(peer, ClientRecord(address(1)))
-            snapshot = here.snapshot()
-            assert snapshot.version == version + 4
-            assert snapshot.experts[peer].record.seated
-            assert peer in snapshot.peers
-            assert peer in snapshot.trainers
-            assert peer in snapshot.clients
-
-    run_virtual(scenario())
-
-
 def test_garbage_and_records_of_another_run_are_passed_over() -> None:
     async def scenario() -> None:
         async with directories(2) as (nodes, (here, there)):

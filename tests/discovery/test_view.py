@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distqat.discovery.records import ClientRecord, ExpertRecord, PeerRecord
-from distqat.discovery.view import LOST_MEMORY, OBSERVED_LIFE, Entry, View
+from distqat.discovery.view import LOST_MEMORY, Entry, View
 from distqat.ids import Endpoint, PeerId, StageIndex
 
 HERE = Endpoint("host", 1)
@@ -27,42 +27,6 @@ def test_records_under_several_keys_make_one_section() -> None:
     assert not view.compose(5, None, now=0).experts
 
 
-def test_news_by_rpc_count_until_a_newer_record() -> None:
-    view = View(ME)
-    view.fold("experts", ExpertRecord, [Entry(ALICE, 7, SPARE)])
-    view.observe(ALICE, SEATED, now=0)
-    assert view.compose(1, None, now=0).experts[ALICE] == Entry(ALICE, 7, SEATED)
-    view.fold("experts", ExpertRecord, [Entry(ALICE, 7, SPARE)])
-    assert view.compose(1, None, now=1).experts[ALICE].record == SEATED, "the old record does not undo the news"
-    view.fold("experts", ExpertRecord, [Entry(ALICE, 8, SPARE)])
-    assert view.compose(1, None, now=1).experts[ALICE].record == SPARE
-
-
-def test_late_news_do_not_turn_progress_back() -> None:
-    view = View(ME)
-    view.fold("experts", ExpertRecord, [Entry(ALICE, 7, SEATED)])
-    view.observe(ALICE, ExpertRecord(HERE, seated=True, stage=StageIndex(1), round=2, step=4), now=0)
-    assert view.compose(1, None, now=0).experts[ALICE].record == SEATED
-    moved = ExpertRecord(HERE, seated=True, stage=StageIndex(0))
-    view.observe(ALICE, moved, now=0)
-    assert view.compose(1, None, now=0).experts[ALICE].record == moved, "another seat begins its own count"
-
-
-def test_news_of_a_peer_without_a_record_count_for_a_while() -> None:
-    view = View(ME)
-    view.observe(ALICE, SEATED, now=0)
-    assert view.compose(1, None, now=OBSERVED_LIFE - 1).experts[ALICE] == Entry(ALICE, 0, SEATED)
-    assert not view.compose(1, None, now=OBSERVED_LIFE).experts
-
-
-def test_who_takes_its_record_back_is_gone_with_what_it_said() -> None:
-    view = View(ME)
-    view.fold("experts", ExpertRecord, [Entry(ALICE, 7, SPARE)])
-    view.observe(ALICE, SEATED, now=0)
-    view.fold("experts", ExpertRecord, [])
-    assert not view.compose(1, None, now=0).experts
-
-
 def test_a_lost_peer_counts_for_nothing_until_it_signs_something_newer() -> None:
     view = View(ME)
     view.fold("experts", ExpertRecord, [Entry(ALICE, 7, SEATED)])
@@ -81,13 +45,6 @@ def test_a_lost_peer_counts_for_nothing_until_it_signs_something_newer() -> None
     assert not snapshot.lost
 
 
-def test_a_lost_peer_that_answers_is_back() -> None:
-    view = View(ME)
-    view.mark_lost(ALICE, "silent", now=0)
-    view.observe(ALICE, SEATED, now=1)
-    assert list(view.compose(1, None, now=1).experts) == [ALICE]
-
-
 def test_lost_peers_are_forgotten_with_their_records() -> None:
     view = View(ME)
     view.fold("experts", ExpertRecord, [Entry(ALICE, 7, SEATED)])
@@ -104,7 +61,6 @@ def test_what_this_peer_says_of_itself_counts_before_its_record() -> None:
     view.announce(SEATED)
     assert view.compose(1, None, now=0).experts == {ME: Entry(ME, 3, SEATED)}
     view.mark_lost(ME, "nonsense", now=0)
-    view.observe(ME, SPARE, now=0)
     assert view.compose(1, None, now=0).experts == {ME: Entry(ME, 3, SEATED)}
     view.withdraw(ExpertRecord)
     assert not view.compose(1, None, now=0).experts

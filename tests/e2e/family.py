@@ -9,22 +9,30 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.machines import HERE, Machine
 from distqat.averaging import rendezvous
 from distqat.averaging.group import RoundRef
-from distqat.ids import PeerId
+from distqat.averaging.spans import Shape
+from distqat.ids import Endpoint, PeerId
 from tests.averaging.swarm import RUN, STAGE
+from tests.namespaces import read_line
 
 LEASE = 2.0
 """Seconds of silence after which the directory drops a sibling."""
 
 SYNC = {"warmup_steps": 0, "inner_steps": 10, "max_wait": 3.0, "codec": "int8"}
+
+SHAPE = Shape(400_000, 401_000)
+"""Of their one fragment."""
+
+READY = "ready"
+"""What the process that makes siblings says first."""
 
 Facts = dict[str, Any]
 
@@ -59,9 +67,11 @@ class Member:
 class Family:
     """All of them. `history` has the digests of every round that any of them ever committed."""
 
-    def __init__(self, maker: subprocess.Popen[str], path: Path) -> None:
+    def __init__(self, maker: subprocess.Popen[str], path: Path, sync: Mapping[str, Any], shape: Shape) -> None:
         self.members: dict[str, Member] = {}
         self.history: dict[int, set[str]] = defaultdict(set)
+        self.detours: dict[tuple[str, str], Endpoint] = {}  # Where the first finds the second, if not at its own.
+        self._settings = {"sync": dict(sync), "shape": astuple(shape)}
         self._maker = maker
         self._path = path
         self._changed = asyncio.Event()
@@ -74,7 +84,7 @@ class Family:
             machine = (machines or {}).get(name, HERE)
             order = {"name": name, "host": machine.host, "namespace": machine.namespace, "path": str(self._path)}
             assert self._maker.stdin is not None
-            self._maker.stdin.write(json.dumps({**order, "sync": SYNC}) + "\n")
+            self._maker.stdin.write(json.dumps({**order, **self._settings}) + "\n")
             self._maker.stdin.flush()
         await self.until(lambda: all(name in self.members for name in names))
         return [self.members[name] for name in names]
@@ -136,10 +146,14 @@ class Family:
     def _directory(self, member: Member) -> list[list[Any]]:
         now = asyncio.get_running_loop().time()
         return [
-            [other.name, other.host, other.port, other.facts["round"], other.facts["digest"], other.facts["ready"]]
+            [other.name, *self._way(member, other), *(other.facts[fact] for fact in ("round", "digest", "ready"))]
             for other in self.members.values()
             if other is not member and "ready" in other.facts and now - other.heard < LEASE
         ]
+
+    def _way(self, member: Member, other: Member) -> tuple[str, int]:
+        endpoint = self.detours.get((member.name, other.name), Endpoint(other.host, other.port))
+        return endpoint.host, endpoint.port
 
     async def listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One sibling, from its hello to its death."""
@@ -188,20 +202,25 @@ class Family:
 
 @contextmanager
 def open_maker() -> Iterator[subprocess.Popen[str]]:
-    """The process that makes siblings."""
-    command, alone = [sys.executable, "-m", "tests.e2e.sibling"], {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env={**os.environ, **alone}) as maker:
+    """The process that makes siblings; it has imported everything."""
+    command, pipe = [sys.executable, "-m", "tests.e2e.sibling"], subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as maker:
         try:
+            assert read_line(maker) == READY
             yield maker
         finally:
             maker.kill()
 
 
 @asynccontextmanager
-async def open_family(maker: subprocess.Popen[str], folder: Path) -> AsyncIterator[Family]:
+async def open_family(
+    maker: subprocess.Popen[str], folder: Path, sync: Mapping[str, Any] = SYNC, shape: Shape = SHAPE
+) -> AsyncIterator[Family]:
     """A family without members; all are dead at the end."""
     path = folder / "family"
-    family = Family(maker, path)
+    family = Family(maker, path, sync, shape)
     async with await asyncio.start_unix_server(family.listen, path), asyncio.TaskGroup() as group:
         spreading = group.create_task(family.spread())
         try:

@@ -29,9 +29,8 @@ from distqat.rpc.transport import Caller, Deadline, Method, Service, Transport
 from distqat.sections import SyncSection
 from tests.averaging.swarm import RUN, STAGE
 from tests.averaging.trap import Trap
+from tests.e2e.family import READY
 
-PARAMETERS = 400_000
-BUFFERS = 1_000
 BEAT = 0.2
 
 
@@ -43,9 +42,7 @@ class Snare(Trap):
         await self.hook(f"{method.name} answered")
         return answer
 
-    def around(self, service: Service) -> Service:
-        """The service, with its calls in the snare."""
-
+    def wrap_service(self, service: Service) -> Service:
         def wrap(name: str, handler: Callable[[bytes, Caller], Awaitable[bytes]]) -> Any:
             async def answer(request: bytes, caller: Caller) -> bytes:
                 await self.hook(f"{name} came")
@@ -62,8 +59,9 @@ class Snare(Trap):
 class Child:
     """One sibling."""
 
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, shape: Shape) -> None:
         self.siblings: list[Sibling] = []
+        self.shape = shape
         self._writer = writer
         self._at = ""  # The message at which it strikes itself; empty: none.
         self._times = 0  # How often that message comes before.
@@ -105,7 +103,7 @@ class Child:
         import torch
 
         if order["do"] == "found":
-            await averager.found(torch.zeros(PARAMETERS + BUFFERS))
+            await averager.found(torch.zeros(self.shape.num_elements))
         elif order["do"] == "catch up":
             await averager.catch_up(self.siblings)
         else:
@@ -119,21 +117,20 @@ def facts_of(averager: Averager) -> dict[str, Any]:
     return {"round": state.round, "digest": state.digest} if state is not None else {"round": 0, "digest": ""}
 
 
-async def live(name: str, host: str, path: str, sync: SyncSection) -> None:
+async def live(name: str, host: str, path: str, sync: SyncSection, shape: Shape) -> None:
     """Until the test hangs up."""
     reader, writer = await asyncio.open_unix_connection(path)
-    child = Child(writer)
+    child = Child(writer, shape)
     async with (
         open_transport() as transport,
         Device.open("cpu", threads=1) as device,
-        transport.serve(Endpoint(host, 0)) as server,
+        (snare := Snare(transport)).serve(Endpoint(host, 0)) as server,
     ):
-        snare = Snare(transport)
         snare.hook = child.strike
         context = context_of(name, server.endpoint, snare, device, sync, child)
         async with Averager.open(context) as averager, asyncio.TaskGroup() as group:
             for service in services(averager):
-                server.add(snare.around(service))
+                server.add(service)
             child.say(hello=name, pid=os.getpid(), host=host, port=server.endpoint.port)
             beats = group.create_task(beat(child, averager))
             while line := await reader.readline():
@@ -156,7 +153,7 @@ def context_of(
         endpoint=endpoint,
         run=RUN,
         stage=STAGE,
-        shapes=(Shape(PARAMETERS, PARAMETERS + BUFFERS),),
+        shapes=(child.shape,),
         transport=transport,
         device=device,
         sync=sync,
@@ -172,8 +169,9 @@ async def beat(child: Child, averager: Averager) -> None:
 
 
 def main() -> None:
-    """Fork a sibling for each line: its name, where it listens, the test's socket, its namespace and its settings."""
+    """Fork a sibling for each line: its name, where it listens, the test's socket, its namespace, sync and shape."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    print(json.dumps(READY), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         if os.fork() == 0:
@@ -181,7 +179,8 @@ def main() -> None:
             if order["namespace"]:
                 enter(order["namespace"])
             with contextlib.suppress(OSError):
-                asyncio.run(live(order["name"], order["host"], order["path"], SyncSection(**order["sync"])))
+                sync, shape = SyncSection(**order["sync"]), Shape(*order["shape"])
+                asyncio.run(live(order["name"], order["host"], order["path"], sync, shape))
             os._exit(0)
 
 

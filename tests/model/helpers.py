@@ -147,4 +147,8 @@ def train(chain: Sequence[Stage], shape: DataShape, steps: int, scale: LossScale
 
 def tensors(chain: Sequence[Stage]) -> dict[str, Tensor]:
     """Parameters and running statistics of all stages, by their names in the uncut model."""
-    return {name: tensor for stage in chain for name, tensor in stage.named_tensors().items()}
+    found = {}
+    for stage in chain:
+        pieces = torch.split(stage.flatten(), [slot.size for slot in stage.layout])
+        found.update({slot.name: piece.view(slot.shape) for slot, piece in zip(stage.layout, pieces, strict=True)})
+    return found

@@ -246,7 +246,7 @@ def test_flat_state_goes_there_and_back() -> None:
     assert vector.dtype == torch.float32
     assert vector.shape == (one.num_elements,)
     other.forward(FIRST, INPUTS)
-    other.load_flat(vector)
+    other.scatter([0], vector)
     assert torch.equal(other.flatten(), vector)
     other.drop_pending()  # The step that was under way goes; what was loaded stays.
     assert torch.equal(other.flatten(), vector)
@@ -258,11 +258,11 @@ def test_flat_state_that_does_not_fit(whole: Stage) -> None:
     vector = whole.flatten()
     with nothing_changes(whole):
         with pytest.raises(TensorError, match=rf"expected float32 \({whole.num_elements},\)"):
-            whole.load_flat(vector[1:])
+            whole.scatter([0], vector[1:])
         with pytest.raises(TensorError, match="float64"):
-            whole.load_flat(vector.double())
+            whole.scatter([0], vector.double())
         with pytest.raises(TensorError, match="NaN"):
-            whole.load_flat(vector * torch.nan)
+            whole.scatter([0], vector * torch.nan)
 
 
 def test_running_statistics_come_behind_the_parameters(whole: Stage) -> None:

@@ -176,5 +176,5 @@ def test_weights_are_cast_anew_when_they_have_changed(between: str) -> None:
     if between == "commit":
         helpers.train_step([first, last], 1, inputs, labels)
     else:
-        first.load_flat(first.flatten() * 2)
+        first.scatter([0], first.flatten() * 2)
     assert not torch.equal(first.forward(FIRST, inputs, train=False), before)

@@ -190,6 +190,6 @@ async def _take_seat(course: Course, swarm: Swarm, newcomer: Newcomer, known: in
     await device.run(lambda: None)
     others = [expert.stage.version for expert in swarm.experts if expert.stage.index != newcomer.index]
     stage = course.stage(newcomer.index)
-    stage.load_flat(newcomer.states[max([known, *others])])
+    stage.scatter([0], newcomer.states[max([known, *others])])
     swarm.experts[newcomer.index].stage = stage
     swarm.experts[newcomer.index].steps.clear()

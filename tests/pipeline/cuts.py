@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -19,7 +18,8 @@ from distqat.model.stage import Stage
 from distqat.pipeline.messages import from_header
 from distqat.pipeline.words import Message
 from distqat.rpc.local import Network
-from distqat.rpc.transport import Bytes, Caller, Deadline, Method, Server, Service, Stream, StreamHandler, Transport
+from distqat.rpc.transport import Caller, Method, Service, Stream, StreamHandler, Transport
+from distqat.rpc.wrapped import WrappedStream, WrappedTransport
 from distqat.wire import frames
 
 When = Literal["before", "after"]
@@ -153,55 +153,20 @@ def _name_of_message(message: Message) -> str:
     return f"{kind} {step}" + (f".{index}" if index is not None else "")
 
 
-class CutTransport:
+class CutTransport(WrappedTransport):
     """A host's transport whose hops go by a pair of scissors, both those that it opens and those that it serves."""
 
-    def __init__(self, transport: Transport, me: str, scissors: Scissors) -> None:
-        self._transport = transport
+    def __init__(self, inner: Transport, me: str, scissors: Scissors) -> None:
+        super().__init__(inner)
         self._me = me
         self._scissors = scissors
 
-    @asynccontextmanager
-    async def stream(self, to: Endpoint, method: Method, deadline: Deadline | None = None) -> AsyncIterator[Stream]:
-        async with self._transport.stream(to, method, deadline) as stream:
-            yield CutStream(stream, f"{self._me}>{to.host}", self._scissors)
+    def wrap_stream(self, stream: Stream, to: Endpoint, method: Method) -> Stream:
+        return CutStream(stream, f"{self._me}>{to.host}", self._scissors)
 
-    async def call(self, to: Endpoint, method: Method, request: bytes, deadline: Deadline) -> bytes:
-        return await self._transport.call(to, method, request, deadline)
-
-    @asynccontextmanager
-    async def serve(self, listen: Endpoint) -> AsyncIterator[Server]:
-        async with self._transport.serve(listen) as server:
-            yield CutServer(server, self._me, self._scissors)
-
-    def traffic(self) -> Mapping[str, Bytes]:
-        return self._transport.traffic()
-
-    def uplink(self) -> float:
-        return self._transport.uplink()
-
-    def downlink(self) -> float:
-        return self._transport.downlink()
-
-
-class CutServer:
-    """Hands its streams to the scissors first."""
-
-    def __init__(self, server: Server, me: str, scissors: Scissors) -> None:
-        self._server = server
-        self._me = me
-        self._scissors = scissors
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return self._server.endpoint
-
-    def add(self, service: Service) -> None:
+    def wrap_service(self, service: Service) -> Service:
         streams = {name: self._watched(handler) for name, handler in service.streams.items()}
-        self._server.add(Service(service.name, service.calls, streams))
-
-    async def remove(self, name: str) -> None:
-        await self._server.remove(name)
+        return Service(service.name, service.calls, streams)
 
     def _watched(self, handler: StreamHandler) -> StreamHandler:
         async def watched(stream: Stream, caller: Caller) -> None:
@@ -210,26 +175,26 @@ class CutServer:
         return watched
 
 
-class CutStream:
+class CutStream(WrappedStream):
     """One end of a hop."""
 
-    def __init__(self, stream: Stream, hop: str, scissors: Scissors) -> None:
-        self._stream = stream
+    def __init__(self, inner: Stream, hop: str, scissors: Scissors) -> None:
+        super().__init__(inner)
         self._hop = hop
         self._scissors = scissors
 
     async def send(self, data: bytes, more: bool = False) -> None:
         self._pass("before", name_of(data))
-        await self._stream.send(data, more)
+        await super().send(data, more)
 
     async def receive(self) -> bytes | None:
-        data = await self._stream.receive()
+        data = await super().receive()
         self._pass("after", name_of(data) if data is not None else "the end")
         return data
 
     async def finish(self) -> None:
         self._pass("before", "the end")
-        await self._stream.finish()
+        await super().finish()
 
     def _pass(self, when: When, what: str) -> None:
         if self._scissors.passes(self._hop, when, what):

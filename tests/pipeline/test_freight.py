@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +19,8 @@ from distqat.pipeline.messages import Gradient, Message, Microbatch
 from distqat.pipeline.pace import Pace
 from distqat.pipeline.route import HopError
 from distqat.rpc.local import Network
-from distqat.rpc.transport import Bytes, Deadline, Method, Server, Stream, Transport
+from distqat.rpc.transport import Method, Stream, Transport
+from distqat.rpc.wrapped import WrappedStream, WrappedTransport
 from distqat.sections import WireSection
 from distqat.timeline import Timelines
 from distqat.times import DOWN, UP
@@ -64,52 +63,26 @@ def test_coding_goes_on_beside_the_computation() -> None:
     assert run_virtual(scenario(), debug=False)[1] <= hidden * 1.01
 
 
-class SlowStream:
+class SlowStream(WrappedStream):
     """A while for each part of a tensor, both ways."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
 
     async def send(self, data: bytes, more: bool = False) -> None:
         await self._pause(data)
-        await self._stream.send(data, more)
+        await super().send(data, more)
 
     async def receive(self) -> bytes | None:
-        data = await self._stream.receive()
+        data = await super().receive()
         await self._pause(data)
         return data
-
-    async def finish(self) -> None:
-        await self._stream.finish()
 
     async def _pause(self, data: bytes | None) -> None:
         if data is not None and len(data) > 1 << 16:
             await asyncio.sleep(0.7)
 
 
-class SlowTransport:
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    @asynccontextmanager
-    async def stream(self, to: Endpoint, method: Method, deadline: Deadline | None = None) -> AsyncIterator[Stream]:
-        async with self._transport.stream(to, method, deadline) as stream:
-            yield SlowStream(stream)
-
-    async def call(self, to: Endpoint, method: Method, request: bytes, deadline: Deadline) -> bytes:
-        return await self._transport.call(to, method, request, deadline)
-
-    def serve(self, listen: Endpoint) -> AbstractAsyncContextManager[Server]:
-        return self._transport.serve(listen)
-
-    def traffic(self) -> Mapping[str, Bytes]:
-        return self._transport.traffic()
-
-    def uplink(self) -> float:
-        return self._transport.uplink()
-
-    def downlink(self) -> float:
-        return self._transport.downlink()
+class SlowTransport(WrappedTransport):
+    def wrap_stream(self, stream: Stream, to: Endpoint, method: Method) -> Stream:
+        return SlowStream(stream)
 
 
 @pytest.mark.parametrize("slow", ["trainer", "expert0", "expert1"])

@@ -141,12 +141,12 @@ def test_a_nan_loss_is_named_and_touches_nothing() -> None:
         async with open_swarm(TINY, 2) as swarm:
             last = swarm.experts[1].stage
             kept = last.flatten()
-            last.load_flat(torch.full_like(kept, 3e38))
+            last.scatter([0], torch.full_like(kept, 3e38))
             async with swarm.open() as link:
                 with pytest.raises(HopError, match="loss") as caught:
                     await link.train(1, TINY.batch(1), 2)
             assert (caught.value.kind, caught.value.peer) == ("TensorError", "expert1")
-            last.load_flat(kept)
+            last.scatter([0], kept)
             await still_trains(swarm)
 
     run(scenario())

@@ -115,7 +115,7 @@ def test_a_newcomer_learns_the_loss_scale_and_a_trainer_that_forgot_it_too() -> 
             last = swarm.experts[2]
             state = last.stage.flatten()
             last.stage = FP16.stage(2, 3)
-            last.stage.load_flat(state)
+            last.stage.scatter([0], state)
             async with swarm.open(3, verdict=verdict) as link:
                 assert last.stage.loss_scale == verdict.scale.value
                 assert (last.stage.version, link.verdict) == (3, verdict)

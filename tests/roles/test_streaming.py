@@ -59,9 +59,8 @@ class Naive:
         at = places(self.stages[0], fragment)
         self.theta[at] = fresh
         for stage in self.stages:
-            local = stage.flatten()
-            local[at] = fresh if alpha == 0.0 else local[at] * alpha + fresh * (1.0 - alpha)
-            stage.load_flat(local)
+            local = stage.gather([fragment])
+            stage.scatter([fragment], fresh if alpha == 0.0 else local * alpha + fresh * (1.0 - alpha))
 
     def train(self, steps: int, every: int, fragments: int, tau: int, alpha: float) -> None:
         """One fragment after the other, one every so many steps; each is merged tau steps later."""
@@ -175,7 +174,7 @@ def test_eager_rounds_against_the_paper_and_what_is_committed_is_the_same_on_all
                     momentum[rank] = MU * momentum[rank] + eager
                     theta[rank] = theta[rank] - ETA * (eager + MU * momentum[rank])
                     statistics = stage.flatten()
-                    stage.load_flat(torch.where(parameters, theta[rank].float(), statistics))
+                    stage.scatter([0], torch.where(parameters, theta[rank].float(), statistics))
                 last = fresh
             for sibling, stage in zip(found, stages, strict=True):
                 ours, theirs = sibling.stage.flatten()[parameters], stage.flatten()[parameters]

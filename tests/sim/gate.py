@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from distqat.ids import Endpoint
-from distqat.rpc.transport import (
-    Bytes,
-    Caller,
-    CallHandler,
-    Deadline,
-    Method,
-    Server,
-    Service,
-    Stream,
-    StreamHandler,
-    Transport,
-)
+from distqat.rpc.transport import Caller, CallHandler, Deadline, Method, Service, Stream, StreamHandler, Transport
+from distqat.rpc.wrapped import WrappedStream, WrappedTransport
 
 Hook = Callable[[str], Awaitable[None]]
 """Told what comes next: "> Join" a request leaves, "< Join" its answer is here, "Join >" one is answered, and so on."""
@@ -28,11 +18,11 @@ async def nothing(what: str) -> None:
     """Let it pass."""
 
 
-class Gate:
+class Gate(WrappedTransport):
     """Wraps the transport of a host. While it is closed the host is stopped (SIGSTOP): it neither sends nor takes."""
 
     def __init__(self, inner: Transport) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.hook: Hook = nothing
         self.count = 0  # Messages that have passed.
         self._open = asyncio.Event()
@@ -56,24 +46,24 @@ class Gate:
 
     async def call(self, to: Endpoint, method: Method, request: bytes, deadline: Deadline) -> bytes:
         await self.passes(f"> {method.name}")
-        answer = await self.inner.call(to, method, request, deadline)
+        answer = await super().call(to, method, request, deadline)
         await self.passes(f"< {method.name}")
         return answer
 
     @asynccontextmanager
     async def stream(self, to: Endpoint, method: Method, deadline: Deadline | None = None) -> AsyncIterator[Stream]:
         await self.passes(f"> {method.name}")
-        async with self.inner.stream(to, method, deadline) as stream:
+        async with super().stream(to, method, deadline) as stream:
             await self.passes(f"< {method.name}")
-            yield _GateStream(stream, self)
+            yield stream
 
-    @asynccontextmanager
-    async def serve(self, listen: Endpoint) -> AsyncIterator[Server]:
-        async with self.inner.serve(listen) as server:
-            yield _GateServer(server, self)
+    def wrap_stream(self, stream: Stream, to: Endpoint, method: Method) -> Stream:
+        return _GateStream(stream, self)
 
-    def traffic(self) -> Mapping[str, Bytes]:
-        return self.inner.traffic()
+    def wrap_service(self, service: Service) -> Service:
+        calls = {name: self._call(name, handler) for name, handler in service.calls.items()}
+        streams = {name: self._stream(name, handler) for name, handler in service.streams.items()}
+        return Service(service.name, calls, streams)
 
     def uplink(self) -> float:
         return 0.0
@@ -81,56 +71,38 @@ class Gate:
     def downlink(self) -> float:
         return 0.0
 
-
-class _GateStream:
-    def __init__(self, inner: Stream, gate: Gate) -> None:
-        self.inner = inner
-        self.gate = gate
-
-    async def send(self, data: bytes, more: bool = False) -> None:
-        await self.gate.passes("> chunk")
-        await self.inner.send(data, more)
-
-    async def receive(self) -> bytes | None:
-        data = await self.inner.receive()
-        await self.gate.passes("< chunk")
-        return data
-
-    async def finish(self) -> None:
-        await self.gate.passes("> end")
-        await self.inner.finish()
-
-
-class _GateServer:
-    def __init__(self, inner: Server, gate: Gate) -> None:
-        self.inner = inner
-        self.gate = gate
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return self.inner.endpoint
-
-    def add(self, service: Service) -> None:
-        calls = {name: self._call(name, handler) for name, handler in service.calls.items()}
-        streams = {name: self._stream(name, handler) for name, handler in service.streams.items()}
-        self.inner.add(Service(service.name, calls, streams))
-
-    async def remove(self, name: str) -> None:
-        await self.inner.remove(name)
-
     def _call(self, name: str, handler: CallHandler) -> CallHandler:
         async def answer(request: bytes, caller: Caller) -> bytes:
-            await self.gate.passes(f"{name} >")
+            await self.passes(f"{name} >")
             reply = await handler(request, caller)
-            await self.gate.passes(f"{name} <")
+            await self.passes(f"{name} <")
             return reply
 
         return answer
 
     def _stream(self, name: str, handler: StreamHandler) -> StreamHandler:
         async def answer(stream: Stream, caller: Caller) -> None:
-            await self.gate.passes(f"{name} >")
-            await handler(_GateStream(stream, self.gate), caller)
-            await self.gate.passes(f"{name} <")
+            await self.passes(f"{name} >")
+            await handler(_GateStream(stream, self), caller)
+            await self.passes(f"{name} <")
 
         return answer
+
+
+class _GateStream(WrappedStream):
+    def __init__(self, inner: Stream, gate: Gate) -> None:
+        super().__init__(inner)
+        self.gate = gate
+
+    async def send(self, data: bytes, more: bool = False) -> None:
+        await self.gate.passes("> chunk")
+        await super().send(data, more)
+
+    async def receive(self) -> bytes | None:
+        data = await super().receive()
+        await self.gate.passes("< chunk")
+        return data
+
+    async def finish(self) -> None:
+        await self.gate.passes("> end")
+        await super().finish()

@@ -2,7 +2,7 @@
 
 snapshot  a state as parts, chunks and their hashes                     pure
 haul      which donor gives which chunk next                            pure
-messages  what askers and donors say to each other, as bytes
+messages  what askers and donors say to each other
 donor     the side that answers: manifests, chunks, kept averages
 hoard     what an asker has of a state, chunk by chunk
 pull      chunks from several donors at once

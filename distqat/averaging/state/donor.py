@@ -14,11 +14,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from distqat.averaging import messages
 from distqat.averaging.context import Context
 from distqat.averaging.kept import Kept, Shelf
 from distqat.averaging.outer import OuterState, Part
-from distqat.averaging.state import messages, snapshot
-from distqat.averaging.state.messages import Describe, Fetch, KeptRound, Replay, ReplayHeader
+from distqat.averaging.state import snapshot
+from distqat.averaging.state.messages import (
+    DESCRIBE,
+    FETCH,
+    REPLAY,
+    SERVICE,
+    Describe,
+    Fetch,
+    KeptRound,
+    Replay,
+    ReplayHeader,
+)
 from distqat.averaging.state.snapshot import Manifest
 from distqat.errors import DeadlineError, MessageError, OverloadedError, RefusedError, StaleError
 from distqat.ids import short
@@ -75,8 +86,8 @@ class Donor:
 
     def service(self) -> Service:
         """What a server answers for it."""
-        streams = {messages.FETCH.name: self.fetch, messages.REPLAY.name: self.replay}
-        return Service(messages.SERVICE, {messages.DESCRIBE.name: self.describe}, streams)
+        streams = {FETCH.name: self.fetch, REPLAY.name: self.replay}
+        return Service(SERVICE, {DESCRIBE.name: self.describe}, streams)
 
     def close(self) -> None:
         """Hold no state any more."""

@@ -63,11 +63,6 @@ class Haul:
         """Whether all chunks are here."""
         return not self._left
 
-    @property
-    def num_left(self) -> int:
-        """Chunks that are not here yet."""
-        return len(self._left)
-
     def join(self, donor: PeerId) -> None:
         """The donor is ready to give."""
         self._givers[donor] = _Giver()

@@ -1,27 +1,22 @@
-"""What donors of committed state are asked, and what they answer, as bytes and back."""
+"""What donors of committed state are asked, and what they answer; `averaging.messages` makes bytes of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from google.protobuf.message import Message
 
 from distqat.averaging.state.snapshot import ChunkRef, Manifest
-from distqat.errors import MessageError
 from distqat.ids import PeerId, RunId, StageIndex
 from distqat.pb import state_pb2 as pb
-from distqat.rpc import mirror
 from distqat.rpc.transport import Lane, Method
-from distqat.wire import frames
 from distqat.wire.frames import Chunk
 
 SERVICE = "distqat.v1.State"
 DESCRIBE = Method(SERVICE, "Describe")
 FETCH = Method(SERVICE, "Fetch", Lane.BULK)
 REPLAY = Method(SERVICE, "Replay", Lane.BULK)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class ReplayHeader:
     chunk: Chunk
 
 
-_KINDS: dict[type, type[Message]] = {
+KINDS: Mapping[type, type[Message]] = {
     Describe: pb.DescribeRequest,
     Manifest: pb.Manifest,
     Fetch: pb.FetchRequest,
@@ -80,26 +75,4 @@ _KINDS: dict[type, type[Message]] = {
     Replay: pb.ReplayRequest,
     ReplayHeader: pb.ReplayHeader,
 }
-
-
-def encode(message: object) -> bytes:
-    """Any of the messages above as bytes."""
-    return mirror.encode(message, _KINDS[type(message)])
-
-
-def decode(kind: type[T], data: bytes | memoryview) -> T:
-    """A message of that kind. Raises MessageError."""
-    return mirror.decode(kind, data, _KINDS[kind])
-
-
-def frame(header: ChunkRef | ReplayHeader, *payload: memoryview | bytes) -> bytes:
-    """A header and the views of its bytes, as one message."""
-    return frames.join(encode(header), *payload)
-
-
-def unframe(kind: type[T], data: bytes | None) -> tuple[T, memoryview]:
-    """Header and bytes. Raises MessageError, also when there is no further message."""
-    if data is None:
-        raise MessageError("the stream ended before everything was there")
-    header, payload = frames.split(data)
-    return decode(kind, header), payload
+"""Encoded and decoded like all other messages of flow B, by `averaging.messages`."""

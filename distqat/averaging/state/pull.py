@@ -7,11 +7,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from distqat.averaging import messages
 from distqat.averaging.context import LOOK_INTERVAL, Context, Sibling
-from distqat.averaging.state import messages
 from distqat.averaging.state.haul import Haul
 from distqat.averaging.state.hoard import Hoard
-from distqat.averaging.state.messages import Fetch
+from distqat.averaging.state.messages import FETCH, Fetch
 from distqat.averaging.state.replay import limit
 from distqat.averaging.state.snapshot import ChunkRef
 from distqat.errors import DistqatError, MessageError, StaleError
@@ -77,7 +77,7 @@ class Pull:
 
     async def _take_from(self, donor: Sibling) -> None:
         transport = self.context.transport
-        async with transport.stream(donor.endpoint, messages.FETCH) as stream:
+        async with transport.stream(donor.endpoint, FETCH) as stream:
             self.haul.join(donor.peer)
             try:
                 while not self.haul.is_done:

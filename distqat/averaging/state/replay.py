@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from distqat.averaging import kept
+from distqat.averaging import kept, messages
 from distqat.averaging.context import Context, Sibling
 from distqat.averaging.kept import Kept
 from distqat.averaging.outer import OuterState
-from distqat.averaging.state import messages
-from distqat.averaging.state.messages import ReplayHeader
+from distqat.averaging.state.messages import REPLAY, ReplayHeader
+from distqat.averaging.state.messages import Replay as ReplayRequest
 from distqat.errors import DeadlineError, MessageError
 from distqat.ids import short
 from distqat.rpc.transport import Stream
@@ -33,8 +33,8 @@ class Replay:
     async def take(self, donor: Sibling) -> None:
         """Apply all rounds that the donor keeps, each checked by its digest. Raises DistqatError."""
         context, state = self.context, self.state
-        async with context.transport.stream(donor.endpoint, messages.REPLAY) as stream:
-            await stream.send(messages.encode(messages.Replay(context.run, context.stage, state.round, state.digest)))
+        async with context.transport.stream(donor.endpoint, REPLAY) as stream:
+            await stream.send(messages.encode(ReplayRequest(context.run, context.stage, state.round, state.digest)))
             await stream.finish()
             while (first := await _next(context, donor, stream)) is not None:
                 missed = await _round(context, donor, stream, first)

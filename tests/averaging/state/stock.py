@@ -11,19 +11,19 @@ from typing import TypeVar
 
 import torch
 
-from distqat.averaging import kept
+from distqat.averaging import kept, messages
 from distqat.averaging.context import Compute, Context, Sibling
 from distqat.averaging.kept import Kept, Shelf
 from distqat.averaging.outer import OuterState, Part
 from distqat.averaging.phases import phase
 from distqat.averaging.spans import Shape
-from distqat.averaging.state import messages
 from distqat.averaging.state.donor import Donor
 from distqat.averaging.state.messages import Fetch
 from distqat.averaging.state.snapshot import ChunkRef
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Caller, Service, Stream, Transport
+from distqat.rpc.wrapped import WrappedStream
 from distqat.sections import SyncSection
 from distqat.wire import codecs
 
@@ -122,15 +122,15 @@ class Giver:
         return Service(inner.name, {"Describe": describe}, {"Fetch": fetch, "Replay": replay})
 
 
-class _Watched:
+class _Watched(WrappedStream):
     """A donor's end of a stream of chunks."""
 
     def __init__(self, inner: Stream, giver: Giver) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.giver = giver
 
     async def receive(self) -> bytes | None:
-        request = await self.inner.receive()
+        request = await super().receive()
         if request is not None:
             self.giver.asked[messages.decode(Fetch, request).chunk] += 1
         return request
@@ -138,10 +138,7 @@ class _Watched:
     async def send(self, data: bytes, more: bool = False) -> None:
         if self.giver.hook is not None:
             data = await self.giver.hook(messages.unframe(ChunkRef, data)[0], data)
-        await self.inner.send(data, more)
-
-    async def finish(self) -> None:
-        await self.inner.finish()
+        await super().send(data, more)
 
 
 class Stock:

@@ -7,10 +7,11 @@ from typing import TypeVar
 
 import pytest
 
+from distqat.averaging import messages
 from distqat.averaging.spans import Shape
 from distqat.averaging.state import donor as donors
-from distqat.averaging.state import messages, snapshot
-from distqat.averaging.state.messages import Describe, Fetch, Replay
+from distqat.averaging.state import snapshot
+from distqat.averaging.state.messages import DESCRIBE, FETCH, REPLAY, Describe, Fetch, Replay
 from distqat.averaging.state.snapshot import ChunkRef, Manifest
 from distqat.errors import DeadlineError, DistqatError, MessageError, OverloadedError, StaleError
 from distqat.rpc.transport import Deadline, Stream
@@ -45,13 +46,13 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 async def describe(stock: Stock, giver: Giver, least: int = 0) -> Manifest:
     request = messages.encode(Describe(RUN, STAGE, least))
     transport = stock.network.transport("newcomer")
-    answer = await transport.call(giver.sibling.endpoint, messages.DESCRIBE, request, Deadline.after(5.0))
+    answer = await transport.call(giver.sibling.endpoint, DESCRIBE, request, Deadline.after(5.0))
     return messages.decode(Manifest, answer)
 
 
 @asynccontextmanager
 async def opened(stock: Stock, giver: Giver) -> AsyncIterator[Stream]:
-    async with stock.network.transport("newcomer").stream(giver.sibling.endpoint, messages.FETCH) as stream:
+    async with stock.network.transport("newcomer").stream(giver.sibling.endpoint, FETCH) as stream:
         yield stream
 
 
@@ -182,11 +183,11 @@ def test_a_replay_that_nobody_asks_for_properly_is_refused() -> None:
         async with Stock.open() as stock:
             alice = await stock.donor("alice", make_state())
             transport = stock.network.transport("newcomer")
-            async with transport.stream(alice.sibling.endpoint, messages.REPLAY) as stream:
+            async with transport.stream(alice.sibling.endpoint, REPLAY) as stream:
                 await stream.finish()
                 with pytest.raises(MessageError, match="without a message"):
                     await stream.receive()
-            async with transport.stream(alice.sibling.endpoint, messages.REPLAY) as stream:
+            async with transport.stream(alice.sibling.endpoint, REPLAY) as stream:
                 await stream.send(messages.encode(Replay(RUN, STAGE, 3, make_state().digest)))
                 with pytest.raises(StaleError, match="alice does not keep the rounds from 3 on"):
                     await stream.receive()
@@ -203,7 +204,7 @@ def test_rounds_that_do_not_lead_to_the_latest_state_are_not_given() -> None:
             history = rounds(begin, 3)
             alice = await stock.donor("alice", history[-1][1], [one for one, _ in history[:2]])
             transport = stock.network.transport("newcomer")
-            async with transport.stream(alice.sibling.endpoint, messages.REPLAY) as stream:
+            async with transport.stream(alice.sibling.endpoint, REPLAY) as stream:
                 await stream.send(messages.encode(Replay(RUN, STAGE, begin.round, begin.digest)))
                 with pytest.raises(StaleError, match="alice does not keep the rounds from 3 on"):
                     await stream.receive()

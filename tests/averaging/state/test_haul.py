@@ -63,7 +63,7 @@ def test_a_donor_that_leaves_hands_its_chunks_to_the_others_first() -> None:
     haul.leave(ALICE)
     haul.arrived(BOB, ChunkRef(0, 1), 0.2)
     assert ask(haul, BOB, 0.2) == [2, 3]
-    assert haul.num_left == 4
+    assert repr(haul) == "<Haul 4 chunks left, 2 of them asked of nobody>"
 
 
 def test_what_a_slow_donor_holds_at_the_end_is_taken_over_and_counts_once() -> None:

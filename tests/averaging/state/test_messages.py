@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqat.averaging.state import messages
+from distqat.averaging import messages
 from distqat.averaging.state.messages import Describe, Fetch, KeptRound, Replay, ReplayHeader
 from distqat.averaging.state.snapshot import ChunkRef, Manifest, PartManifest
 from distqat.errors import MessageError

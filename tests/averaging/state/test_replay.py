@@ -6,13 +6,14 @@ import asyncio
 
 import pytest
 
-from distqat.averaging import catchup
+from distqat.averaging import catchup, messages
 from distqat.averaging.catchup import Caught
 from distqat.averaging.group import Stale
 from distqat.averaging.outer import OuterState
-from distqat.averaging.state import messages, snapshot
-from distqat.averaging.state.messages import KeptRound, ReplayHeader
+from distqat.averaging.state import snapshot
+from distqat.averaging.state.messages import SERVICE, KeptRound, ReplayHeader
 from distqat.rpc.transport import Caller, Service, Stream
+from distqat.rpc.wrapped import WrappedStream
 from distqat.wire.frames import Chunk
 from tests.averaging.state.stock import Giver, Stock, make_state, rounds
 from tests.support import run_virtual
@@ -87,7 +88,7 @@ def test_a_donor_that_breaks_off_is_followed_by_the_next_from_where_it_was(whole
             async def replay(stream: Stream, caller: Caller) -> None:
                 await inner(_Broken(stream, stock, whole_rounds), caller)
 
-            stock.network.servers[alice.sibling.endpoint].add(Service(messages.SERVICE, {}, {"Replay": replay}))
+            stock.network.servers[alice.sibling.endpoint].add(Service(SERVICE, {}, {"Replay": replay}))
             caught = await advance(stock, alice)
             assert caught.is_replayed
             assert caught.state.digest == LATEST.digest
@@ -97,26 +98,20 @@ def test_a_donor_that_breaks_off_is_followed_by_the_next_from_where_it_was(whole
     run_virtual(scenario())
 
 
-class _Broken:
+class _Broken(WrappedStream):
     """A donor's stream that breaks after so many rounds and one frame."""
 
     def __init__(self, inner: Stream, stock: Stock, rounds: int) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.stock = stock
         self.left = rounds + 1
 
-    async def receive(self) -> bytes | None:
-        return await self.inner.receive()
-
     async def send(self, data: bytes, more: bool = False) -> None:
         self.left -= messages.unframe(ReplayHeader, data)[0].kept is not None
-        await self.inner.send(data, more)
+        await super().send(data, more)
         if not self.left:
             await asyncio.sleep(1.0)
             self.stock.network.crash("alice")
-
-    async def finish(self) -> None:
-        await self.inner.finish()
 
 
 def test_who_missed_more_than_is_kept_pulls_the_snapshot() -> None:
@@ -164,7 +159,7 @@ def test_rounds_that_do_not_end_where_they_should_lead_to_the_snapshot(fault: st
             alice = await stock.donor("alice", LATEST, [])
             inner = alice.service()
             server = stock.network.servers[alice.sibling.endpoint]
-            server.add(Service(messages.SERVICE, inner.calls, {**inner.streams, "Replay": replay}))
+            server.add(Service(SERVICE, inner.calls, {**inner.streams, "Replay": replay}))
             caught = await advance(stock, alice)
             assert not caught.is_replayed
             assert not caught.rounds
@@ -185,7 +180,7 @@ def test_no_more_is_taken_than_the_whole_state_would_be() -> None:
     async def scenario() -> None:
         async with Stock.open() as stock:
             alice = await stock.donor("alice", history[-1][1])
-            stock.network.servers[alice.sibling.endpoint].add(Service(messages.SERVICE, {}, {"Replay": replay}))
+            stock.network.servers[alice.sibling.endpoint].add(Service(SERVICE, {}, {"Replay": replay}))
             caught = await advance(stock, alice, BEGIN, history[2][1])
             assert 3 <= len(caught.rounds) < 12
             assert sum(len(one.payload) for one in caught.rounds) <= stock.asker().state_bytes
