@@ -15,6 +15,7 @@ from distqat.averaging.contribution import Contribution
 from distqat.averaging.group import Group, Member
 from distqat.averaging.messages import SliceHeader
 from distqat.averaging.outer import OuterState
+from distqat.averaging.waits import LEAST_RATE
 from distqat.errors import MessageError
 from distqat.ids import PeerId, short
 from distqat.rpc.transport import Stream
@@ -26,6 +27,12 @@ Work = Callable[[], Awaitable[None]]
 
 CHUNK_BYTES = 1 << 20
 """Encoded; sending a chunk of a slice, adding the next and returning the one before go on at the same time."""
+
+LEAST_CHUNK_BYTES = 16 << 10
+"""Shorter ones would cost more for their messages than for their bytes."""
+
+TURN = 0.5
+"""Share of the wait for the next chunk that all streams of a member may take for a chunk each."""
 
 
 class Attempt:
@@ -117,7 +124,8 @@ class Attempt:
     def ranges(self, owner: Member) -> Iterator[tuple[int, int]]:
         """Begin and end of the chunks of the owner's slice, among all elements; about equally long."""
         block = self.codec.block
-        number = -(-owner.elements // chunk_elements(self.codec))
+        most = chunk_elements(self.codec, len(self.group.members), self.context.waits.progress)
+        number = -(-owner.elements // most)
         size = max(1, -(-owner.elements // (max(1, number) * block))) * block
         for begin in range(owner.begin, owner.end, size):
             yield begin, min(begin + size, owner.end)
@@ -172,10 +180,17 @@ class Attempt:
             raise MessageError(f"expected {expected}, got {header}")
 
 
-def chunk_elements(codec: Codec) -> int:
-    """Elements that a chunk has at most: whole blocks of the codec, about CHUNK_BYTES of its bytes."""
+def chunk_elements(codec: Codec, members: int, progress: float) -> int:
+    """Elements that a chunk has at most: whole blocks of the codec, the same at all members.
+
+    CHUNK_BYTES of its bytes, or fewer in a large group. There a link carries the chunks of many streams in turn, to
+    every other member a contribution to its slice and the average of the own one. An owner waits so many seconds of
+    `progress` for the next chunk of one of them, and must get it in time even over the slowest link that takes part.
+    """
+    turn = TURN * progress * LEAST_RATE / max(1, 2 * (members - 1))
+    size = min(CHUNK_BYTES, max(LEAST_CHUNK_BYTES, int(turn)))
     many = 1 << 16
-    blocks = CHUNK_BYTES * many // (codec.size(many, torch.float32) * codec.block)
+    blocks = size * many // (codec.size(many, torch.float32) * codec.block)
     return max(1, blocks) * codec.block
 
 

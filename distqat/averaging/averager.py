@@ -175,9 +175,8 @@ class Averager:
         context, how = self.context, self.context.phase(state.round)
         elements = context.elements(how)
         codec = terms.wanted(context.sync, elements, context.transport.uplink(), self._seconds_between)
-        expected = codec if context.ready() else terms.ALONE
         if samples:
-            work = partial(Contribution.of, state, local, how, self.committed.feedback, expected)
+            work = partial(Contribution.of, state, local, how, self.committed.feedback)
             try:
                 effort.contribution = await context.work(work)
             except TensorError as error:

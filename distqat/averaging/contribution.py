@@ -2,7 +2,8 @@
 
 Neither is ever there as one vector of fp32: a contribution is worked out from the anchor and the local values block by
 block, while it is read, and an average is read out of the bytes in which it travelled. Encoded, both lie as their codec
-lays out the whole vector; a chunk of it is cut out without a copy.
+lays out the whole vector; a chunk of it is cut out without a copy. A contribution is encoded as it is sent, so that the
+first chunk leaves before the last one is worked out.
 
 With codec `none` parameters travel as pseudo-gradients anchor - local, but in a plain round as they are; buffers always
 as they are. A lossy codec would round whole numbers too coarsely, so with one everything travels as anchor - local.
@@ -11,7 +12,7 @@ as they are. A lossy codec would round whole numbers too coarsely, so with one e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,21 +42,19 @@ class Contribution:
         self._local: Floats = local.numpy()
         self._anchors: dict[int, Floats] = {index: state.parts[index].anchor.numpy() for index in how.fragments}
         self._residuals = {index: feedback.residual(index) for index in how.fragments}
-        self._encoded: dict[str, memoryview] = {}  # By codec; made once, whatever becomes of the attempts.
+        self._encoded: dict[str, _Encoded] = {}  # By codec; made once, whatever becomes of the attempts.
 
     def __repr__(self) -> str:
         return f"<Contribution to round {self.state.round}, {self.elements} elements, norm {self.norm:g}>"
 
     @classmethod
-    def of(
-        cls, state: OuterState, local: torch.Tensor, how: Phase, feedback: Feedback, codec: str = EXACT
-    ) -> Contribution:
+    def of(cls, state: OuterState, local: torch.Tensor, how: Phase, feedback: Feedback) -> Contribution:
         """What a sibling with these local values [num_elements] of the round's fragments contributes.
 
-        It is encoded at once with the codec that is expected. Raises TensorError when a value is not finite.
+        Raises TensorError when a value is not finite.
         """
         contribution = cls(state, local, how, feedback)
-        contribution.norm = contribution._measure(codec)
+        contribution.norm = contribution._measure()
         return contribution
 
     @property
@@ -63,17 +62,32 @@ class Contribution:
         """Whether something that earlier rounds have lost is in it."""
         return any(residual is not None for residual in self._residuals.values())
 
-    def is_encoded(self, codec: str) -> bool:
-        """Whether `encode` has nothing left to do."""
-        return codec == EXACT or codec in self._encoded
+    def is_encoded(self, codec: str, begin: int = 0, end: int | None = None) -> bool:
+        """Whether `encode` has nothing left to do for these elements."""
+        if codec == EXACT:
+            return True
+        encoded = self._encoded.get(codec)
+        return encoded is not None and next(encoded.missing(begin, self.elements if end is None else end), None) is None
 
-    def encode(self, codec: str) -> memoryview | None:
-        """Its bytes with that codec; None with `none`, for which they are worked out whenever they are sent."""
+    def encode(self, codec: str, begin: int = 0, end: int | None = None) -> memoryview | None:
+        """Its bytes with that codec, of which those of elements `begin` to `end` are there, and maybe more.
+
+        None with `none`, for which they are worked out whenever they are sent. Raises TensorError.
+        """
         if codec == EXACT:
             return None
-        if codec not in self._encoded:
-            self._measure(codec)
-        return self._encoded[codec]
+        coder = codecs.find(codec)
+        encoded = self._encoded.get(codec)
+        if encoded is None:
+            # Two threads may come here; one of the two is kept, and both go on with that.
+            data = aligned(coder.size(self.elements, torch.float32))
+            encoded = self._encoded.setdefault(codec, _Encoded(data))
+        for at in encoded.missing(begin, self.elements if end is None else end):
+            block = np.empty(min(BLOCK, self.elements - at), np.float32)
+            self.read(at, block, is_exact=False)
+            coder.encode_part(block, encoded.data, self.elements, at)
+            encoded.there.add(at)
+        return encoded.data
 
     def read(self, begin: int, out: Floats, is_exact: bool) -> None:
         """Fill with the elements from `begin` on as they travel with `none`, or with a lossy codec."""
@@ -92,25 +106,32 @@ class Contribution:
         if residual is not None:
             np.add(out, residual[span.within], out=out)
 
-    def _measure(self, codec: str) -> float:
-        """Euclidean norm of the parameters, after a look at every element, which is encoded at once."""
+    def _measure(self) -> float:
+        """Euclidean norm of the parameters, after a look at every element."""
         scratch, squares = np.empty(BLOCK, np.float32), 0.0
-        coder = codecs.find(codec)
-        data = aligned(coder.size(self.elements, torch.float32)) if codec != EXACT else None
-        for begin in range(0, self.elements, BLOCK):
-            block = scratch[: min(BLOCK, self.elements - begin)]
-            for span in spans.cut(self.spans, begin, begin + len(block), BLOCK):
-                piece = block[span.begin - begin : span.end - begin]
-                self._read(span, piece, is_exact=False)
-                square = sum_of_squares(piece)
-                if not math.isfinite(square):
-                    raise TensorError("the local values hold NaN or infinity, or numbers too far from the anchor")
-                squares += square if span.is_parameter else 0.0
-            if data is not None:
-                coder.encode_part(block, data, self.elements, begin)
-        if data is not None:
-            self._encoded[codec] = data
+        for span in spans.cut(self.spans, 0, self.elements, BLOCK):
+            piece = scratch[: span.end - span.begin]
+            self._read(span, piece, is_exact=False)
+            square = sum_of_squares(piece)
+            if not math.isfinite(square):
+                raise TensorError("the local values hold NaN or infinity, or numbers too far from the anchor")
+            squares += square if span.is_parameter else 0.0
         return math.sqrt(squares)
+
+
+class _Encoded:
+    """The bytes of a contribution, which come into being block by block of BLOCK elements, in any order.
+
+    Should two threads work on one block, they write the same bytes.
+    """
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.there: set[int] = set()  # First elements of the blocks that are done.
+
+    def missing(self, begin: int, end: int) -> Iterator[int]:
+        """First elements of the blocks that have some of these elements, and are not done."""
+        return (at for at in range(begin - begin % BLOCK, end, BLOCK) if at not in self.there)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,7 @@ from distqat.ids import PeerId
 
 @dataclass(frozen=True)
 class Free:
-    """Nothing was committed: any result will do. `is_settled` if something was in doubt."""
-
-    is_settled: bool = False
+    """Nothing was committed: any result will do."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def judge(quorum: Quorum, joins: Sequence[Join], gone: Collection[PeerId]) -> Fr
         # It is cheaper to commit what all hold than to work it out again.
         [digest, *others] = holders
         is_shared = not others and len(holders[digest]) == len(joins)
-        return Settle(digest) if is_shared and _decides(quorum, joins, holders[digest], gone) else Free(True)
+        return Settle(digest) if is_shared and _decides(quorum, joins, holders[digest], gone) else Free()
     [digest, *others] = possible
     if not others and _decides(quorum, joins, holders[digest], gone):
         return Settle(digest)

@@ -41,7 +41,6 @@ class Exchange:
     async def run(self) -> Average:
         """The average of the group. Raises AttemptError."""
         attempt = self.attempt
-        await self._encode()
         works = [
             partial(self._pull, owner) for owner in attempt.group.members if owner != attempt.mine and owner.elements
         ]
@@ -55,14 +54,6 @@ class Exchange:
         """The attempt is over: streams that are still open break."""
         self.attempt.fail(AttemptError("the attempt is over"))
 
-    async def _encode(self) -> None:
-        contribution, codec = self.attempt.contribution, self.attempt.group.codec
-        if contribution is not None and not contribution.is_encoded(codec):
-            try:
-                await self.attempt.context.work(partial(contribution.encode, codec))
-            except TensorError as error:
-                raise AttemptError(error.reason, self.attempt.mine.peer) from None
-
     async def _pull(self, owner: Member) -> None:
         """Send the owner its part, take back the average of its slice."""
         with blaming(owner):
@@ -72,20 +63,28 @@ class Exchange:
                 group.create_task(self.attempt.guard(partial(self._receive, owner, stream)))
 
     async def _send(self, owner: Member, stream: Stream) -> None:
-        attempt = self.attempt
+        """The contribution's part of the slice, worked out chunk by chunk; those to other owners come in between."""
+        attempt, contribution = self.attempt, self.attempt.contribution
         with blaming(owner):
-            if attempt.contribution is None:
+            if contribution is None:
                 await attempt.send(stream, attempt.frame(Chunk(0, 0), ()))
             else:
                 for begin, end in attempt.ranges(owner):
-                    part = self._part(attempt.contribution, begin, end)
+                    part = await self._part(contribution, begin, end)
                     await attempt.send(stream, attempt.frame(attempt.chunk(owner, begin), part))
             await stream.finish()
 
-    def _part(self, contribution: Contribution, begin: int, end: int) -> list[memoryview]:
-        encoded = contribution.encode(self.attempt.group.codec)
+    async def _part(self, contribution: Contribution, begin: int, end: int) -> list[memoryview]:
+        attempt = self.attempt
+        name = attempt.group.codec
+        work = partial(contribution.encode, name, begin, end)
+        try:
+            is_encoded = contribution.is_encoded(name, begin, end)
+            encoded = work() if is_encoded else await attempt.context.work(work)
+        except TensorError as error:
+            raise AttemptError(error.reason, attempt.mine.peer) from None
         if encoded is not None:
-            return self.attempt.codec.cut(encoded, self.attempt.elements, begin, end)
+            return attempt.codec.cut(encoded, attempt.elements, begin, end)
         exact = np.empty(end - begin, np.float32)
         contribution.read(begin, exact, is_exact=True)
         return [exact.view(np.uint8).data]

@@ -38,10 +38,9 @@ class Others:
 
 @dataclass(frozen=True)
 class Start:
-    """These are the members. With `is_strict` each of them must hear of it before it may commit."""
+    """These are the members."""
 
     members: tuple[Join, ...]
-    is_strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ class Form:
         if stuck is not None:
             return stuck
         self._learn(missed_someone)
-        return Start(self.joins, fate.is_settled)
+        return Start(self.joins)
 
     def _told(
         self, quorum: Quorum, voices: Collection[PeerId], gone: Collection[PeerId], others: Others

@@ -43,7 +43,7 @@ def gather(way: Way) -> bool:
     elif isinstance(decision, Stuck):
         _give_up(way, decision)
     elif isinstance(decision, Settle):
-        _open(way, terms.settling(way.name(), decision.members, decision.digest), decision.members, False)
+        _open(way, terms.settling(way.name(), decision.members, decision.digest), decision.members)
     else:
         _start(way, decision)
     return True
@@ -132,10 +132,10 @@ def _start(way: Way, decision: Start) -> None:
         return
     way.refused = silenced
     group = terms.group(way.name(), decision.members, phase(way.round.number, way.sync), way.sync.clip, silenced)
-    _open(way, group, decision.members, decision.is_strict)
+    _open(way, group, decision.members)
 
 
-def _open(way: Way, group: Group, joins: Collection[Join], is_strict: bool) -> None:
+def _open(way: Way, group: Group, joins: Collection[Join]) -> None:
     """Tell the members of their group."""
     voices = {join.peer for join in joins if join.has_voice}
     quorum = way.quorum
@@ -143,7 +143,7 @@ def _open(way: Way, group: Group, joins: Collection[Join], is_strict: bool) -> N
         # Before the first round the group decides for itself.
         voices = {join.peer for join in joins}
         quorum = Quorum.of(way.round, voices)
-    way.tally = Tally(group, way.me.peer, quorum, voices, is_strict)
+    way.tally = Tally(group, way.me.peer, quorum, voices)
     way.company.attempt(join.peer for join in joins)
     way.act(events.Open(group))
     for join in joins:

@@ -50,6 +50,7 @@ class Owner:
 
     async def average(self) -> None:
         """Average the slice. Raises AttemptError that names who is to blame."""
+        await self._until_all_are_there()
         for begin, end in self.attempt.ranges(self.mine):
             parts = [await self._next(member) for member in self.attempt.group.contributors]
             await self._reduce(begin, end, parts)
@@ -62,11 +63,20 @@ class Owner:
         if member is None or member == self.mine or member.peer in self._served or not self.mine.elements:
             raise RefusedError(f"{short(header.peer)} has no business in attempt {self.attempt.group.attempt}")
         self._served.add(member.peer)
+        self.attempt.wake()
         works = [partial(self._read, member, stream, header, payload), partial(self._write, member, stream)]
         try:
             await self.attempt.together(works, self.attempt.watch_failure)
         except AttemptError as error:
             raise RoundError(error.reason) from None
+
+    async def _until_all_are_there(self) -> None:
+        """Until those without a contribution have come too: an average means that every member has taken part."""
+        silent = [member for member in self.attempt.group.members if not member.samples and member != self.mine]
+        for member in silent if self.mine.elements else ():
+            async with limit(self._patience, f"no stream from {short(member.peer)}", member.peer):
+                while member.peer not in self._served:
+                    await self.attempt.until_changed()
 
     async def _reduce(self, begin: int, end: int, parts: Sequence[memoryview | None]) -> None:
         work = partial(self.reducer.reduce, begin, end, parts, self.attempt.payload)

@@ -91,7 +91,7 @@ class Reducer:
     def _read_own(self, at: int, out: Floats) -> None:
         contribution = self.contribution
         assert contribution is not None
-        encoded = contribution.encode(self.codec.name)
+        encoded = contribution.encode(self.codec.name, at, at + len(out))
         if encoded is None:
             contribution.read(at, out, is_exact=True)
         else:

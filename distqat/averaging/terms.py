@@ -22,9 +22,6 @@ CODECS = ("none", "bf16", "int8", "int4", "int2")
 ENOUGH = "int8"
 """No finer codec learns better (docs/design/flow-b.md), so `auto` begins here."""
 
-ALONE = "none"
-"""Nothing is sent, so nothing is encoded."""
-
 COARSEST_PLAIN = "int8"
 """The coarsest codec in which whole parameters are averaged."""
 

@@ -13,18 +13,14 @@ from distqat.ids import PeerId, short
 class Tally:
     """The votes of one attempt, as its leader counts them.
 
-    `voices` are the members that decide. With `is_strict` it takes the word of every member: what those said who joined
-    has decided something, so each must have heard of the group.
+    `voices` are the members that decide.
     """
 
-    def __init__(
-        self, group: Group, leader: PeerId, quorum: Quorum, voices: Collection[PeerId], is_strict: bool = False
-    ) -> None:
+    def __init__(self, group: Group, leader: PeerId, quorum: Quorum, voices: Collection[PeerId]) -> None:
         self.group = group
         self.leader = leader
         self.quorum = quorum
         self.voices = voices
-        self.is_strict = is_strict
         self.votes: dict[PeerId, Vote] = {}
 
     def __repr__(self) -> str:
@@ -75,15 +71,11 @@ class Tally:
         return vote.digest if vote is not None else ""
 
     def _is_decided(self, holders: Collection[PeerId], gone: Collection[PeerId]) -> bool:
-        """Whether those who hold the result commit it. What they hold has everyone in it that adds or contributes."""
-        if not holders or (self.is_strict and not all(self._took_part(peer) for peer in self.silent)):
+        """Whether those who hold the result commit it. An average that one holds shows that all have taken part."""
+        if not holders:
             return False
         voiceless = {member.peer for member in self.group.members} - set(self.voices)
         return self.quorum.has([peer for peer in holders if peer in self.voices], {*gone, *voiceless})
-
-    def _took_part(self, peer: PeerId) -> bool:
-        member = self.group.find(peer)
-        return member is not None and not self.group.settles and bool(member.samples or member.elements)
 
     def _silence(self, failures: Collection[Vote]) -> str:
         said = next((vote.reason for vote in failures if vote.lost in self.silent and vote.reason), "")

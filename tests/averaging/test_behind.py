@@ -9,7 +9,7 @@ import torch
 
 from distqat.averaging.averager import Outcome
 from distqat.averaging.phases import phase
-from distqat.averaging.state import messages
+from distqat.averaging.state.messages import FETCH
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Service
 from distqat.sections import SyncSection
@@ -120,14 +120,14 @@ def test_the_donors_go_on_while_a_newcomer_takes_their_state() -> None:
         async with founded(["alice"], DILOCO, network, parameters=600_000) as (swarm, [alice]):
             before = alice.digest
             service = alice.averager.donor.service()
-            inner = service.streams[messages.FETCH.name]
+            inner = service.streams[FETCH.name]
 
             async def fetch(stream, caller) -> None:  # type: ignore[no-untyped-def]
                 await alice.averager.synchronise(moved(swarm, 1.0), 1)
                 await inner(stream, caller)
 
             network.servers[alice.sibling.endpoint].add(
-                Service(service.name, service.calls, {**service.streams, messages.FETCH.name: fetch})
+                Service(service.name, service.calls, {**service.streams, FETCH.name: fetch})
             )
             async with swarm.node("bob") as bob:
                 await bob.averager.catch_up([alice.sibling])

@@ -14,6 +14,7 @@ from distqat.averaging.phases import Phase
 from distqat.averaging.spans import Shape
 from distqat.errors import TensorError
 from distqat.wire import codecs
+from distqat.wire.codecs.codec import Floats
 from tests.averaging import naive
 from tests.averaging.vectors import drifted, outer_state, phase_of
 
@@ -57,13 +58,37 @@ def test_encoded_block_by_block_it_is_the_whole_encoded(how: Phase, codec: str) 
 
 def test_it_is_encoded_once_for_all_attempts() -> None:
     state, how = outer_state(), phase_of(False, 0)
-    contribution = Contribution.of(state, drifted(state, how, 5), how, Feedback(), "int8")
+    contribution = Contribution.of(state, drifted(state, how, 5), how, Feedback())
+    assert not contribution.is_encoded("int8")
+    assert contribution.encode("int8") is contribution.encode("int8")
     assert contribution.is_encoded("int8")
     assert not contribution.is_encoded("int4")
-    assert contribution.encode("int8") is contribution.encode("int8")
     # What is exact is never copied: it is read again out of the anchor and the local values.
     assert contribution.is_encoded("none")
     assert contribution.encode("none") is None
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_parts_are_encoded_when_they_are_asked_for_and_only_once(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "BLOCK", 256)
+    state, how = outer_state(), phase_of(False, 0, 1)
+    local, read = drifted(state, how, 5), []
+    plain = Contribution.read
+
+    def note(self: Contribution, begin: int, out: Floats, is_exact: bool) -> None:
+        read.append(begin)
+        plain(self, begin, out, is_exact)
+
+    contribution = Contribution.of(state, local, how, Feedback())
+    monkeypatch.setattr(Contribution, "read", note)
+    for begin, end in ((512, 700), (300, 600), (512, 768)):
+        assert not contribution.is_encoded(codec)
+        data = contribution.encode(codec, begin, end)
+        assert contribution.is_encoded(codec, begin, end)
+    assert read == [512, 256]
+    assert contribution.encode(codec) is data
+    assert sorted(read) == list(range(0, contribution.elements, 256))
+    assert data == codecs.find(codec).encode(naive.delta(state, local, how, is_exact=False))
 
 
 @pytest.mark.parametrize("how", PHASES)
@@ -94,8 +119,9 @@ def test_nothing_that_it_reads_is_changed() -> None:
     state, how = outer_state(), phase_of(False, 0, 1, 2, 3)
     local = drifted(state, how, 5)
     before = (local.clone(), state.anchor.clone(), state.momentum.clone())
+    contribution = Contribution.of(state, local, how, Feedback())
     for codec in LOSSY:
-        Contribution.of(state, local, how, Feedback(), codec)
+        contribution.encode(codec)
     assert all(torch.equal(a, b) for a, b in zip(before, (local, state.anchor, state.momentum), strict=True))
 
 

@@ -37,7 +37,7 @@ def test_somebody_who_cannot_be_asked_may_have_committed_it() -> None:
 
 def test_without_a_possible_majority_it_is_given_up() -> None:
     joins = [holds("b", "x", "ab"), join("c"), join("d"), join("e")]
-    assert judge(FIVE, joins, ()) == Free(is_settled=True)
+    assert judge(FIVE, joins, ()) == Free()
 
 
 def test_the_word_of_one_without_a_voice_is_not_taken() -> None:
@@ -46,12 +46,12 @@ def test_the_word_of_one_without_a_voice_is_not_taken() -> None:
     joins = [holds("b", "x", "abc"), silent]
     assert judge(THREE, joins, (PeerId("c"),)) == Unsure(contacts("a"))
     # Its own word would have been enough.
-    assert judge(THREE, [joins[0], join("c"), join("a")], ()) == Free(is_settled=True)
+    assert judge(THREE, [joins[0], join("c"), join("a")], ()) == Free()
 
 
 def test_when_all_others_are_gone_nobody_can_have_committed_it() -> None:
     joins = [holds("b", "x", "ab"), join("c")]
-    assert judge(THREE, joins, (PeerId("a"),)) == Free(is_settled=True)
+    assert judge(THREE, joins, (PeerId("a"),)) == Free()
 
 
 def test_what_all_hold_is_committed_although_it_may_be_given_up() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 import pytest
 import torch
+from hypothesis import given, strategies
 
 from distqat.averaging import attempt as attempts
 from distqat.averaging import messages
@@ -16,11 +18,14 @@ from distqat.averaging import owner as owners
 from distqat.averaging.attempt import Attempt
 from distqat.averaging.blame import AttemptError
 from distqat.averaging.contribution import Average, Contribution
+from distqat.averaging.exchange import Exchange
 from distqat.averaging.group import Group, Member, Rates
 from distqat.averaging.messages import SliceHeader
 from distqat.averaging.owner import Owner
+from distqat.averaging.waits import LEAST_RATE
 from distqat.ids import PeerId
 from distqat.rpc.local import Network
+from distqat.rpc.pacing import Pacer
 from distqat.rpc.transport import Stream
 from distqat.sections import SyncSection
 from distqat.wire import codecs
@@ -131,6 +136,25 @@ def test_who_has_nothing_to_contribute_only_receives(codec: str) -> None:
             assert formed.members[1].elements > 0
             average = await group.average(codec, commit=False)
             assert torch.equal(average.vector, expected(group, formed))
+
+    run_virtual(scenario())
+
+
+def test_nobody_has_an_average_before_all_have_come_even_who_brings_and_adds_nothing() -> None:
+    """Its word that it has committed nothing may be old; see `doubts`."""
+
+    async def scenario() -> None:
+        async with siblings(4) as group:
+            for member, rate in zip(group.members, (9e6, 9e6, 9e6, 1e6), strict=True):
+                member.rates = Rates(rate, rate)
+            absent = group.members[3]
+            absent.samples = 0
+            formed = group.group()
+            assert formed.members[3].elements == 0
+            group.members.remove(absent)
+            for result in await group.exchange(formed):
+                assert isinstance(result, AttemptError)
+                assert (result.lost, result.reason) == (absent.name, "no stream from d for 2 s")
 
     run_virtual(scenario())
 
@@ -285,12 +309,56 @@ def test_a_chunk_is_whole_blocks_of_about_so_many_bytes(monkeypatch: pytest.Monk
     monkeypatch.setattr(attempts, "CHUNK_BYTES", 1 << 20)
     for name in codecs.names():
         codec = codecs.find(name)
-        elements = attempts.chunk_elements(codec)
+        elements = attempts.chunk_elements(codec, 2, 5.0)
         assert elements % codec.block == 0
         assert codec.size(elements, torch.float32) <= 1 << 20
         assert codec.size(elements + codec.block, torch.float32) > (1 << 20) - 64
     monkeypatch.setattr(attempts, "CHUNK_BYTES", 1)
-    assert attempts.chunk_elements(codecs.find("int8")) == 256
+    assert attempts.chunk_elements(codecs.find("int8"), 2, 5.0) == 256
+
+
+@given(strategies.sampled_from(CODECS), strategies.integers(2, 200), strategies.floats(0.25, 60.0))
+def test_a_chunk_to_and_from_everyone_leaves_in_time_over_the_slowest_link(
+    name: str, members: int, progress: float
+) -> None:
+    codec = codecs.find(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attempts, "CHUNK_BYTES", 1 << 20)
+        size = codec.size(attempts.chunk_elements(codec, members, progress), torch.float32)
+    assert size <= 1 << 20
+    assert size >= attempts.LEAST_CHUNK_BYTES - codec.size(codec.block, torch.float32)
+    seconds = 2 * (members - 1) * size / LEAST_RATE
+    assert seconds <= 0.5 * progress or size <= attempts.LEAST_CHUNK_BYTES
+
+
+@pytest.mark.parametrize("is_fixed", [False, True], ids=["as it is", "as long as in a pair"])
+def test_sixteen_members_at_ten_megabits_blame_nobody(is_fixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates and chunks are a sixteenth of what they would be, so that slices of several chunks are short."""
+    scale, number, pacers = 16, 16, collections.defaultdict[PeerId, Pacer](Pacer)
+    plain, sized = Attempt.send, attempts.chunk_elements
+    monkeypatch.setattr(attempts, "CHUNK_BYTES", (1 << 20) // scale)
+    monkeypatch.setattr(attempts, "LEAST_CHUNK_BYTES", attempts.LEAST_CHUNK_BYTES // scale)
+    monkeypatch.setattr(attempts, "LEAST_RATE", LEAST_RATE / scale)
+    if is_fixed:
+        monkeypatch.setattr(attempts, "chunk_elements", lambda codec, members, progress: sized(codec, 2, progress))
+
+    async def paced(self: Attempt, stream: Stream, frame: bytes) -> None:
+        pacer = pacers[self.mine.peer]
+        pacer.rate = 10e6 / 8 / scale
+        await asyncio.sleep(pacer.take(len(frame), asyncio.get_running_loop().time()))
+        await plain(self, stream, frame)
+
+    async def scenario() -> None:
+        async with siblings(number, SyncSection(warmup_steps=0), elements=number * 16_000) as group:
+            monkeypatch.setattr(Attempt, "send", paced)
+            # As in a round, who has its average goes on giving until all have theirs.
+            monkeypatch.setattr(Exchange, "end", lambda exchange: None)
+            results = await group.exchange(group.group("none"))
+            blamed = {result.lost for result in results if isinstance(result, AttemptError) and result.lost}
+            assert bool(blamed) is is_fixed
+            assert is_fixed or all(isinstance(result, Average) for result in results)
+
+    run_virtual(scenario(), timeout=600.0, debug=False)
 
 
 def test_values_that_the_codec_cannot_hold_are_the_own_fault() -> None:

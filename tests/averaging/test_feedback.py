@@ -149,6 +149,6 @@ def test_a_checkpoint_holds_it() -> None:
     restored = Feedback("on")
     restored.load({index: own.clone() for index, own in feedback.save().items()})
     local = drifted(state, how, 2)
-    assert Contribution.of(state, local, how, restored, "int4").encode("int4") == Contribution.of(
-        state, local, how, feedback, "int4"
+    assert Contribution.of(state, local, how, restored).encode("int4") == Contribution.of(
+        state, local, how, feedback
     ).encode("int4")

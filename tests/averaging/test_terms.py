@@ -23,11 +23,11 @@ PLAIN = phase(0, SyncSection(warmup_steps=5))
 
 
 def test_every_codec_of_the_settings_is_known_here_and_in_wire() -> None:
-    for name, bits in terms.BITS.items():
+    sizes = []
+    for name in terms.CODECS:
         SyncSection(codec=name)
-        assert name in codecs.names()
-        many = 1 << 20
-        assert codecs.find(name).size(many, torch.float32) * 8 / many == pytest.approx(bits, rel=0.1)
+        sizes.append(codecs.find(name).size(1 << 20, torch.float32))
+    assert sizes == sorted(sizes, reverse=True)
 
 
 def test_a_setting_is_a_setting() -> None:

@@ -34,6 +34,15 @@ BLOCK = LAYOUT.block
 BOUND = 1.5
 """In means of the block; of 1 to 2 what is best on heavy tails and costs little on normal numbers."""
 
+PIECE = 1 << 16
+"""Elements that go through all steps of encoding before the next ones do."""
+
+TILE = 128
+"""Blocks that are turned into columns at once; more of them do not fit into the nearest cache."""
+
+WORD = 8
+"""Codes that are packed at once, of as many blocks."""
+
 INFINITY = 0x7F800000
 
 Words = npt.NDArray[np.uint16]
@@ -94,8 +103,8 @@ class PairCodec:
     def _encode(self, values: Floats, data: memoryview, elements: int, begin: int, most: int) -> None:
         """`most` are the bits of the largest bf16 that may come out."""
         out = from_bytes(data)
-        for at in range(0, len(values), CHUNK):
-            chunk = values[at : at + CHUNK]
+        for at in range(0, len(values), PIECE):
+            chunk = values[at : at + PIECE]
             scales, codes = LAYOUT.cut(elements, begin + at, begin + at + len(chunk))
             if not _encode(chunk, out[scales], out[codes], most):
                 refuse(self.name, torch.from_numpy(values), torch.finfo(torch.float32).max)
@@ -126,41 +135,56 @@ class PairCodec:
 
 
 def _encode(chunk: Floats, scales: Bytes, codes: Bytes, most: int) -> bool:
-    """Write the bytes of at most CHUNK elements. False if one of them is NaN or infinite."""
-    elements = len(chunk)
-    blocks = LAYOUT.num_blocks(elements)
-    counts = np.full(blocks, 1.0, np.float32)  # Elements of each block, in whole blocks.
-    counts[-1:] = (elements - BLOCK * (blocks - 1)) / BLOCK
-    sizes = SCRATCH.values[: blocks * BLOCK]
-    np.abs(chunk, out=sizes[:elements])
-    sizes[elements:] = 0.0
-    if np.maximum.reduce(sizes.view(np.int32), initial=0) >= INFINITY:
+    """False if one of the elements is NaN or infinite."""
+    blocks = LAYOUT.num_blocks(len(chunk))
+    columns, counts = _columns(chunk)
+    is_negative = np.signbit(columns)
+    sizes = np.abs(columns, out=SCRATCH.values[: columns.size].reshape(columns.shape))
+    if np.maximum.reduce(sizes.view(np.int32), axis=None, initial=0) >= INFINITY:
         return False
     np.multiply(sizes, 1.0 / BLOCK, out=sizes)
-    rows = sizes.reshape(blocks, BLOCK)
-    bound = _sums(rows) / counts * np.float32(BOUND / BLOCK)
-    is_high = SCRATCH.codes[: blocks * BLOCK].view(np.bool_).reshape(blocks, BLOCK)
-    np.greater_equal(rows, bound[:, None], out=is_high)
-    high = np.add.reduce(is_high, axis=1, dtype=np.float32) * np.float32(1.0 / BLOCK)
-    large = SCRATCH.source.numpy()[: blocks * BLOCK].reshape(blocks, BLOCK)
-    np.multiply(rows, is_high, out=large)
-    np.subtract(rows, large, out=rows)
-    means = np.empty((blocks, 2), np.float32)
-    np.divide(_sums(rows), np.maximum(counts - high, 1.0 / BLOCK, dtype=np.float32), out=means[:, 0])
+    bound = _sums(sizes) / counts * np.float32(BOUND / BLOCK)
+    is_high = np.greater_equal(sizes, bound, out=SCRATCH.codes[: columns.size].view(np.bool_).reshape(columns.shape))
+    high = np.add.reduce(is_high.view(np.uint8), axis=0, dtype=np.uint8) * np.float32(1.0 / BLOCK)
+    large = np.multiply(sizes, is_high, out=columns)
+    np.subtract(sizes, large, out=sizes)
+    means = np.empty((len(counts), 2), np.float32)
+    np.divide(_sums(sizes), np.maximum(counts - high, 1.0 / BLOCK, dtype=np.float32), out=means[:, 0])
     np.divide(_sums(large), np.maximum(high, 1.0 / BLOCK, dtype=np.float32), out=means[:, 1])
-    scales[:] = _halves(means.reshape(-1), most).view(np.uint8)
-    codes[:] = _packed(chunk, is_high.view(np.uint8).reshape(-1))[: len(codes)]
+    scales[:] = _halves(means[:blocks].reshape(-1), most).view(np.uint8)
+    codes[:] = _packed(is_high.view(np.uint8), is_negative.view(np.uint8), len(chunk))[: len(codes)]
     return True
 
 
-def _sums(rows: Floats) -> Floats:
+def _columns(chunk: Floats) -> tuple[Floats, Floats]:
+    """The blocks side by side, element i of all of them in row i; and how many of its elements each has, over BLOCK.
+
+    So nothing is computed along a block, which is too short for that. As many blocks as whole words of codes need; what
+    no element is for is zero, and counts as if it were of a whole block.
+    """
+    whole, rest = divmod(len(chunk), BLOCK)
+    width = -(-LAYOUT.num_blocks(len(chunk)) // WORD) * WORD
+    columns: Floats = SCRATCH.source.numpy()[: BLOCK * width].reshape(BLOCK, width)
+    counts = np.ones(width, np.float32)
+    rows = chunk[: whole * BLOCK].reshape(whole, BLOCK)
+    for at in range(0, whole, TILE):
+        columns[:, at : min(at + TILE, whole)] = rows[at : at + TILE].T
+    columns[:, whole:] = 0.0
+    if rest:
+        columns[:rest, whole] = chunk[whole * BLOCK :]
+        counts[whole] = rest / BLOCK
+    return columns, counts
+
+
+def _sums(columns: Floats) -> Floats:
     """Of each block, by halves; the same bits on every machine."""
-    half = rows.shape[1] // 2
-    sums: Floats = rows[:, :half] + rows[:, half:]
+    half = len(columns) // 2
+    sums: Floats = columns[:half] + columns[half:]
     while half > 1:
         half //= 2
-        np.add(sums[:, :half], sums[:, half : 2 * half], out=sums[:, :half])
-    return sums[:, 0]
+        np.add(sums[:half], sums[half : 2 * half], out=sums[:half])
+    first: Floats = sums[0]
+    return first
 
 
 def _halves(means: Floats, most: int) -> Words:
@@ -171,15 +195,19 @@ def _halves(means: Floats, most: int) -> Words:
     return words
 
 
-def _packed(chunk: Floats, codes: Bytes) -> Bytes:
-    """Four codes in a byte; `codes` say which are high, and are written over."""
-    np.add(codes[: len(chunk)], np.signbit(chunk).view(np.uint8) << 1, out=codes[: len(chunk)])
-    codes[len(chunk) :] = 0
-    words = codes.view(np.uint32)
-    packed = words >> 6
-    np.bitwise_or(packed, words, out=packed)
-    np.bitwise_or(packed, packed >> 12, out=packed)
-    return packed.astype(np.uint8)
+def _packed(high: Bytes, negative: Bytes, elements: int) -> Bytes:
+    """Four codes in a byte, block after block; from columns of ones and zeros, of which `negative` is written over."""
+    whole, rest = divmod(elements, BLOCK)
+    # No code grows out of its byte, so eight of them are shifted at once.
+    codes = negative.view(np.uint64)
+    np.left_shift(codes, 1, out=codes)
+    np.bitwise_or(codes, high.view(np.uint64), out=codes)
+    if rest:
+        negative[rest:, whole] = 0
+    packed = codes[0::4].copy()
+    for place in (1, 2, 3):
+        np.bitwise_or(packed, codes[place::4] << (2 * place), out=packed)
+    return np.ascontiguousarray(packed.view(np.uint8).T).reshape(-1)
 
 
 def _decode(scales: Bytes, codes: Bytes, out: Floats) -> None:
