@@ -29,7 +29,7 @@ REPLICAS = (2, 4)
 
 WITHOUT, EAGER, LATE = "without feedback", "eager", "late"
 VARIANTS: Mapping[str, Mapping[str, object]] = {
-    WITHOUT: {"error_feedback": "off"},
+    WITHOUT: {"error_feedback": 0.0},
     EAGER: {"overlap": INNER_STEPS, "eager": True},
     LATE: {"overlap": INNER_STEPS - 1, "merge": 0.5},
 }

@@ -202,7 +202,7 @@ class Pair:
 
     def _contribution(self, stage: Stage, how: Phase) -> Tensor:
         """As it travels with codec `none` [num_elements]."""
-        contribution = Contribution.of(self.state, stage.flatten(), how, Feedback("off"))
+        contribution = Contribution.of(self.state, stage.flatten(), how, Feedback(0.0))
         values = np.empty(contribution.elements, np.float32)
         contribution.read(0, values, is_exact=True)
         return torch.from_numpy(values)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -125,8 +125,9 @@ class SyncSection(Section):
         "int8",
         description="Codec of the rounds: none, bf16, int8, int4, int2, or auto: by measured links and `budget`.",
     )
-    error_feedback: Literal["auto", "on", "off"] = Field(
-        "auto", description="What a lossy codec loses goes into the next round; auto: with int2 only."
+    error_feedback: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        "auto",
+        description="Share of what a lossy codec loses that goes into the next round; auto: half with int2, else none.",
     )
     budget: float = Field(
         0.1, gt=0, le=1, description="Codec auto: share of the time between two rounds that the transfer may take."
@@ -170,8 +171,8 @@ class SyncSection(Section):
     def _codec_fits(self) -> SyncSection:
         if self.codec != "auto" and self.budget != SyncSection.model_fields["budget"].default:
             raise ValueError(f"budget is for codec auto, which measures what it may send; codec is {self.codec}")
-        if self.codec == "none" and self.error_feedback == "on":
-            raise ValueError("error_feedback is on, but codec none loses nothing that could be fed back")
+        if self.codec == "none" and self.error_feedback not in ("auto", 0):
+            raise ValueError("codec none loses nothing that error_feedback could feed back")
         return self
 
 

@@ -275,7 +275,9 @@ def test_every_config_fits_its_model_to_its_data(name: str) -> None:
         (["eager=true", "overlap=2", "merge=0.5"], "sync: merge does not go with eager"),
         (["merge=0.5"], "sync: merge needs an overlap"),
         (["budget=0.2"], "sync: budget is for codec auto, which measures what it may send; codec is int8"),
-        (["codec=none", "error_feedback=on"], "sync: error_feedback is on, but codec none loses nothing"),
+        (["codec=none", "error_feedback=1"], "sync: codec none loses nothing that error_feedback could feed back"),
+        (["error_feedback=1.5"], "sync.error_feedback"),
+        (["error_feedback=some"], "sync.error_feedback"),
         (["codec=fp8"], "sync.codec: Input should be 'auto', 'none', 'bf16', 'int8', 'int4' or 'int2'"),
     ],
 )

@@ -1,8 +1,10 @@
-"""Error feedback: what a lossy codec loses of a contribution goes into the sibling's next one.
+"""Error feedback: of what a lossy codec loses of a contribution, a share goes into the sibling's next one.
 
-Seide et al. 2014; Karimireddy et al. 2019 (arXiv:1901.09847). The residual of a fragment changes only when a round of
-it commits; a newcomer has none. What the owner of a slice loses when it encodes the mean goes into its own residual,
-divided by its weight, so that the next mean has it back. All of it can be carried into a checkpoint and back.
+Seide et al. 2014; Karimireddy et al. 2019 (arXiv:1901.09847), where all of it does. Here a sibling begins the next one
+at the anchor, where it learns some of what was lost once more, and all of it would count that twice. The residual of a
+fragment changes only when a round of it commits; a newcomer has none. What the owner of a slice loses when it encodes
+the mean goes into its own residual, divided by its weight, so that the next mean has it back. All of it can be carried
+into a checkpoint and back.
 """
 
 from __future__ import annotations
@@ -19,22 +21,29 @@ if TYPE_CHECKING:
     from distqat.averaging.contribution import Average, Contribution
 
 COARSEST = "int2"
-"""Needs feedback to learn as well; the others do without (docs/design/flow-b.md)."""
+"""The one codec that loses enough for feedback to matter."""
+
+HALF = 0.5
+"""With `auto`: learns as well as without, and nothing is lost for good (docs/benchmarks.md, diloco)."""
 
 
 class Feedback:
     """The residuals of one sibling, by fragment."""
 
-    def __init__(self, setting: Literal["auto", "on", "off"] = "auto") -> None:
+    def __init__(self, setting: Literal["auto"] | float = "auto") -> None:
         self.setting = setting
         self._residuals: dict[int, torch.Tensor] = {}  # [num_elements] of each fragment that has one.
 
     def __repr__(self) -> str:
         return f"<Feedback {self.setting}, residuals of {len(self._residuals)} fragments>"
 
-    def is_on(self, codec: str) -> bool:
-        """Whether what this codec loses is to be kept."""
-        return codec != "none" and (self.setting == "on" or (self.setting == "auto" and codec == COARSEST))
+    def share(self, codec: str) -> float:
+        """Of what this codec loses, how much is to be kept: 0 to 1."""
+        if codec == "none":
+            return 0.0
+        if self.setting == "auto":
+            return HALF if codec == COARSEST else 0.0
+        return self.setting
 
     def residual(self, fragment: int) -> Floats | None:
         """What earlier rounds have lost of the fragment [num_elements]; None: nothing. Not to be changed."""

@@ -47,7 +47,7 @@ class Reducer:
         self.codec = codecs.find(group.codec)
         self.elements = group.members[-1].end
         self.error: Floats | None = None  # [slice] What encoding the mean has lost; None unless it is wanted.
-        if contribution is not None and contribution.feedback.is_on(group.codec):
+        if contribution is not None and contribution.feedback.share(group.codec):
             self.error = np.zeros(mine.elements, np.float32)
         self._state = state
         self._spans = spans.spans(state.shapes, how)
@@ -143,7 +143,8 @@ class Reducer:
     def residual(self) -> torch.Tensor:
         """[num_elements] What goes into this member's next contribution if the round commits; after the last `reduce`.
 
-        Its contribution less what was sent of it, and what its own slice lost, divided by the weight that it has.
+        Its contribution less what was sent of it, and what its own slice lost, divided by the weight that it has; of
+        both the share that is fed back.
         """
         contribution, error = self.contribution, self.error
         assert contribution is not None
@@ -161,4 +162,7 @@ class Reducer:
         own = left[self.mine.begin : self.mine.end]
         np.divide(error, np.float32(self._shares[self.mine.peer]), out=error)
         np.add(own, error, out=own)
+        share = contribution.feedback.share(self.codec.name)
+        if share < 1.0:
+            np.multiply(left, np.float32(share), out=left)
         return out

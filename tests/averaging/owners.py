@@ -32,7 +32,7 @@ class Owners:
         self.state = state
         self.how = how
         self.coder = codecs.find(codec)
-        self.contributions = [Contribution.of(state, local, how, Feedback("off")) for local in locals_]
+        self.contributions = [Contribution.of(state, local, how, Feedback(0.0)) for local in locals_]
         self.elements = self.contributions[0].elements
         bounds = slices.cut(self.elements, [1 / len(samples)] * len(samples), self.coder.block)
         members = [

@@ -130,7 +130,7 @@ def test_nothing_that_it_reads_is_changed() -> None:
 def test_what_earlier_rounds_lost_is_in_it(is_plain: bool, is_exact: bool) -> None:
     state, how = outer_state([Shape(6, 8), Shape(3, 3)]), phase_of(is_plain, 0, 1)
     local, residual = drifted(state, how, 5), torch.arange(8.0)
-    feedback = Feedback("on")
+    feedback = Feedback(1.0)
     feedback.load({0: residual})
     contribution = Contribution.of(state, local, how, feedback)
     assert contribution.has_residual

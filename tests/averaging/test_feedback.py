@@ -21,14 +21,14 @@ ELEMENTS = 1500
 SAMPLES = (1, 3, 2)
 
 
-def sync(feedback: Literal["auto", "on", "off"]) -> SyncSection:
+def sync(feedback: Literal["auto"] | float) -> SyncSection:
     # An outer step of 1 without momentum: the anchor moves by the average.
     return SyncSection(
         warmup_steps=0, outer_learning_rate=1.0, outer_momentum=0.0, error_feedback=feedback, max_wait=4.0
     )
 
 
-def learn(feedback: Literal["auto", "on", "off"], codec: str, rounds: int) -> tuple[torch.Tensor, torch.Tensor]:
+def learn(feedback: Literal["auto"] | float, codec: str, rounds: int) -> tuple[torch.Tensor, torch.Tensor]:
     """By how much the anchor has missed the mean of all that was learned, and what the siblings still hold of it."""
 
     async def scenario() -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,26 +56,35 @@ def learn(feedback: Literal["auto", "on", "off"], codec: str, rounds: int) -> tu
 @pytest.mark.parametrize("codec", ["int2", "int4"])
 def test_nothing_is_lost(codec: str) -> None:
     """What has not arrived yet is what the siblings hold, of both shots, to the last bit but for rounding."""
-    missed, held = learn("on", codec, 12)
+    missed, held = learn(1.0, codec, 12)
     # A residual is what is still to be subtracted from the anchor: local values lie above it here.
     assert torch.allclose(missed, -held, atol=1e-4)
     assert float(held.abs().max()) > 0.01
 
 
 def test_the_error_stays_bounded_and_without_feedback_it_grows() -> None:
-    few, many = (float(learn("auto", "int2", rounds)[0].norm()) for rounds in (8, 32))
+    few, many = (float(learn(1.0, "int2", rounds)[0].norm()) for rounds in (8, 32))
     assert many < 1.5 * few
-    without = [float(learn("off", "int2", rounds)[0].norm()) for rounds in (8, 32)]
+    without = [float(learn(0.0, "int2", rounds)[0].norm()) for rounds in (8, 32)]
     assert without[1] > 2.5 * without[0]
     assert many < without[1] / 3
 
 
+def test_a_share_of_it_is_carried() -> None:
+    """After one round the siblings hold half of what the anchor has missed."""
+    missed, held = learn("auto", "int2", 1)
+    assert torch.allclose(missed, -2 * held, atol=1e-5)
+    # The rest is lost, but it does not grow as without.
+    half, without = (float(learn(share, "int2", 32)[0].norm()) for share in (0.5, 0.0))
+    assert half < 0.75 * without
+
+
 @pytest.mark.parametrize(
     ("setting", "codecs_with_it"),
-    [("auto", {"int2"}), ("on", {"bf16", "int8", "int4", "int2"}), ("off", set())],
+    [("auto", {"int2"}), (0.1, {"bf16", "int8", "int4", "int2"}), (0.0, set())],
 )
-def test_which_codecs_have_it(setting: Literal["auto", "on", "off"], codecs_with_it: set[str]) -> None:
-    assert {name for name in codecs.names() if name != "fp16" and Feedback(setting).is_on(name)} == codecs_with_it
+def test_which_codecs_have_it(setting: Literal["auto"] | float, codecs_with_it: set[str]) -> None:
+    assert {name for name in codecs.names() if name != "fp16" and Feedback(setting).share(name)} == codecs_with_it
 
 
 def test_a_failed_attempt_leaves_every_bit_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +141,7 @@ def test_a_newcomer_has_none_and_a_round_without_loss_ends_them() -> None:
 
 
 def test_a_member_that_only_receives_keeps_what_it_has() -> None:
-    feedback = Feedback("on")
+    feedback = Feedback(1.0)
     feedback.load({0: torch.ones(8)})
     feedback.commit(None, Average("int8", 8, memoryview(b""), bytes=0))
     assert feedback.residual(0) is not None
@@ -141,12 +150,12 @@ def test_a_member_that_only_receives_keeps_what_it_has() -> None:
 def test_a_checkpoint_holds_it() -> None:
     """Saved, loaded elsewhere, the next contribution is the same to the bit."""
     state, how = outer_state([Shape(600, 700), Shape(300, 300)]), phase_of(False, 0, 1)
-    feedback = Feedback("on")
+    feedback = Feedback(1.0)
     residual = torch.cat((normal(700, 3), normal(300, 4)))
     contribution = Contribution.of(state, drifted(state, how, 1), how, feedback)
     feedback.commit(contribution, Average("int4", 1000, memoryview(b""), bytes=0, residual=residual))
     assert {index: len(own) for index, own in feedback.save().items()} == {0: 700, 1: 300}
-    restored = Feedback("on")
+    restored = Feedback(1.0)
     restored.load({index: own.clone() for index, own in feedback.save().items()})
     local = drifted(state, how, 2)
     assert Contribution.of(state, local, how, restored).encode("int4") == Contribution.of(

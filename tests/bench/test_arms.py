@@ -42,7 +42,7 @@ def test_a_way_becomes_settings() -> None:
     assert beside.error_feedback == "auto"
     without = arm(Way(4, "int2", variant=WITHOUT), WARMUP).sync
     assert without is not None
-    assert without.error_feedback == "off"
+    assert without.error_feedback == 0
     assert SYNCHRONOUS.sync is None
 
 
