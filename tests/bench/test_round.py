@@ -112,8 +112,8 @@ def measure(plan: Plan = PLAN) -> Found:
 def test_all_take_turns(played: Played) -> None:
     found = measure()
     text = " > ".join(played.asked)
-    turns = "round > gloo > UNIFORM_8BIT"
-    assert f"prepare int8 > prepare UNIFORM_8BIT > {turns} > {turns} > {turns}" in text, "the first warms up"
+    alone, turns = "round > " * round.WARM_UP, "round > gloo > UNIFORM_8BIT"
+    assert f"prepare int8 > {alone}prepare UNIFORM_8BIT > {turns} > {turns} > {turns}" in text, "the first warms up"
     assert text.startswith("open hivemind > open ours > meet > prepare tiny > round")
     assert [len(runs) for runs in (found.ours["int8"], found.gloo["none"], found.hivemind["NONE"])] == [2, 2, 2]
     assert found.hivemind_errors == {"NONE": 0.02, "UNIFORM_8BIT": 0.02}
