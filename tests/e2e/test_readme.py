@@ -147,12 +147,17 @@ def assert_watch_shows(state: list[str]) -> None:
     """`status --watch` goes on until it is interrupted."""
     words = [sys.executable, "-m", "distqat.cli.distqatctl", "status", "--watch", *state]
     environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "200"}
+    # A background job ignores the signal, and what it starts does too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as watching:
-        assert watching.stdout is not None
-        shown = next(line for line in watching.stdout if "healthy" in line)
-        watching.send_signal(signal.SIGINT)
-        watching.stdout.read()
-    assert shown
+        try:
+            assert watching.stdout is not None
+            assert any("healthy" in line for line in watching.stdout)
+            watching.send_signal(signal.SIGINT)
+            watching.stdout.read()
+        finally:
+            watching.kill()
+            signal.signal(signal.SIGINT, before)
 
 
 def sandbox(text: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
