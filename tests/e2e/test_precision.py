@@ -19,7 +19,7 @@ from distqat.ids import Endpoint
 from tests.e2e.swarm import Status, Swarm, experts, open_swarm, pipelines, wait_for
 from tests.proxy import Proxy, Shape, open_proxies
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(240)]
 
 DIGITS = {
     "data.batch": "64",
