@@ -59,15 +59,6 @@ class RunId:
 
 
 @dataclass(frozen=True, order=True)
-class RoundId:
-    """One outer synchronisation of one fragment of one stage; `number` rounds were committed before it."""
-
-    stage: StageIndex
-    fragment: int
-    number: int
-
-
-@dataclass(frozen=True, order=True)
 class MicrobatchId:
     """One microbatch of one step on a route."""
 

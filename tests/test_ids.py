@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distqat.errors import ConfigError
-from distqat.ids import Endpoint, PeerId, RoundId, RunId, Seat, StageIndex, short
+from distqat.ids import Endpoint, PeerId, RunId, Seat, StageIndex, short
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,3 @@ def test_for_people() -> None:
     assert short(peer) == "01234567"
     assert str(RunId("digits", "0123456789abcdef")) == "digits@01234567"
     assert str(Seat(peer, Endpoint("::1", 80), StageIndex(2))) == "stage 2 on 01234567 ([::1]:80)"
-
-
-def test_rounds_are_in_order() -> None:
-    assert RoundId(StageIndex(0), 1, 9) < RoundId(StageIndex(1), 0, 0)
