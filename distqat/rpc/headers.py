@@ -1,4 +1,5 @@
-"""What every call says before its message: the caller's protocol version, the time that it has left, and the lane."""
+"""What is said before the first message: the caller's protocol version, the time that it has left, and the lane; the
+callee's word that it has accepted a stream."""
 
 from __future__ import annotations
 
@@ -16,6 +17,10 @@ LEFT_KEY = "distqat-left"
 
 LANE_KEY = "distqat-lane"
 """Of the call: what is sent back on a stream leaves on it, too."""
+
+ACCEPTED = (("distqat-accepted", str(PROTOCOL_VERSION)),)
+"""Said by whoever accepts a stream. gRPC makes up the empty metadata of a refusal, and may hand it over before the
+refusal itself."""
 
 _LANES = {lane.value: lane for lane in Lane}
 
@@ -57,6 +62,11 @@ def write(left: float | None, lane: Lane = Lane.CONTROL) -> tuple[tuple[str, str
     if lane is not Lane.CONTROL:
         said.append((LANE_KEY, lane.value))
     return tuple(said)
+
+
+def is_acceptance(metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+    """Whether the metadata that a stream begins with says that it is accepted."""
+    return ACCEPTED[0] in tuple(metadata)
 
 
 def read(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:

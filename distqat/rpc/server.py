@@ -162,7 +162,7 @@ class _Dispatch(grpc.GenericRpcHandler):
             try:
                 handler = self._handlers.stream(method.service, method.name)
                 caller = self._caller(context, sent)
-                await context.send_initial_metadata(())  # Tells the caller that it is accepted.
+                await context.send_initial_metadata(headers.ACCEPTED)
 
                 async def work() -> None:
                     await handler(stream, caller)

@@ -16,7 +16,7 @@ import grpc.aio
 
 from distqat.errors import DistqatError, MessageError, RpcError, UnreachableError
 from distqat.ids import Endpoint
-from distqat.rpc import endings
+from distqat.rpc import endings, headers
 from distqat.rpc.endings import FINISH
 from distqat.rpc.handlers import Outcome, again
 from distqat.rpc.inflow import Inflow
@@ -142,8 +142,7 @@ class CallerStream(GrpcStream):
     async def accepted(self) -> None:
         """Wait until the other side has accepted the stream. Raises RpcError."""
         try:
-            await self._call.initial_metadata()
-            if self._call.done():
+            if not headers.is_acceptance(await self._call.initial_metadata()) or self._call.done():
                 raise await self._broken()
         except asyncio.CancelledError:
             if is_cancelled():

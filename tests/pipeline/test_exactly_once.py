@@ -143,8 +143,9 @@ async def cut_twice(seed: int, trials: int, track: Track) -> None:
     for _ in range(trials):
         first = track.cut(numbers.choice(track.whole.scissors.seen), numbers.choice(track.course.hops))
         found = await track.check(first)
-        # What went by after the first cut: the end of the old route, the opening of the new one, the replay.
-        second = track.cut(numbers.choice(found.scissors.seen[found.scissors.marks[0] :] or track.whole.scissors.seen))
+        # What went by after the first cut, if it came: the old route ends, the new one opens, the replay.
+        after = [point for mark in found.scissors.marks for point in found.scissors.seen[mark:]]
+        second = track.cut(numbers.choice(after or track.whole.scissors.seen))
         await track.check(first, second, must_come=False)
 
 

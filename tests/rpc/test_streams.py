@@ -8,7 +8,8 @@ from typing import cast
 import grpc.aio
 import pytest
 
-from distqat.errors import DistqatError, MessageError, RemoteError, StaleError, UnreachableError
+from distqat.errors import DistqatError, MessageError, RefusedError, RemoteError, StaleError, UnreachableError
+from distqat.ids import Endpoint
 from distqat.rpc import endings, headers, inflow
 from distqat.rpc.endings import FINISH
 from distqat.rpc.grpc import open_transport
@@ -16,6 +17,7 @@ from distqat.rpc.handlers import LINGER_TIMEOUT, Outcome, task_group
 from distqat.rpc.inflow import Inflow
 from distqat.rpc.links import Links
 from distqat.rpc.outflow import Outflow
+from distqat.rpc.status import ERROR_KEY
 from distqat.rpc.streams import HandlerStream, ServerContext
 from distqat.rpc.transport import Method, Stream
 from tests.contract.worlds import BREAK, CHAT, SINK, Trial, soon
@@ -97,6 +99,35 @@ def test_a_foreign_tool_sees_the_status_as_soon_as_it_closes_its_side() -> None:
             async with asyncio.timeout(LINGER_TIMEOUT / 2):
                 assert await call.code() is grpc.StatusCode.ABORTED
             assert await call.details() == "the step is over"
+
+    run(main())
+
+
+class LateRefusal(grpc.GenericRpcHandler):
+    """A server that refuses a stream in two parts: gRPC's empty metadata, and a while later why."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        return grpc.stream_stream_rpc_method_handler(self.refuse)
+
+    async def refuse(self, _: object, context: ServerContext) -> None:
+        await context.send_initial_metadata(())
+        await asyncio.sleep(0.05)
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such stream", ((ERROR_KEY, "RefusedError"),))
+
+
+def test_a_refusal_whose_reason_comes_late_is_not_an_acceptance() -> None:
+    async def main() -> None:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((LateRefusal(),))
+        to = Endpoint("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
+        await server.start()
+        try:
+            async with open_transport() as alice:
+                with pytest.raises(RefusedError, match="no such stream"):
+                    async with alice.stream(to, CHAT):
+                        pass
+        finally:
+            await server.stop(None)
 
     run(main())
 
