@@ -17,8 +17,9 @@ from torch import Tensor
 
 from distqat.errors import ModelError, StaleError, TensorError
 from distqat.ids import MicrobatchId, StageIndex
-from distqat.model import agreement, boundary, checks, gradients, vectors
+from distqat.model import agreement, boundary, checks, gradients, local, vectors
 from distqat.model.fragments import deal
+from distqat.model.local import LocalState
 from distqat.model.optimizer import build_optimizer
 from distqat.model.rates import learning_rate
 from distqat.model.slice import Slice
@@ -245,10 +246,34 @@ class Stage:
                 if place >= first_buffer:
                     self._buffers_at_commit[place - first_buffer] = tensors[place].clone()
 
+    def local_state(self) -> LocalState:
+        """A copy of all that the next step follows from, as it was after the last commit, whatever is pending."""
+        return local.copy_of(self.version, self._held())
+
+    def restore(self, state: LocalState) -> None:
+        """Go on where the state was taken, here or elsewhere; what is pending is dropped.
+
+        Raises StateError when the state is of another stage or optimizer; nothing is changed then.
+        """
+        local.check(self.name, state, self._held())
+        self.adopt_version(state.version)
+        with torch.no_grad():
+            for name, tensor in self._held().items():
+                tensor.copy_(state.tensors[name])
+
     def statistics(self) -> StageStatistics:
         """A frozen look at what is held."""
         stash, pending = self._stash, len(self.pending.microbatches) if self.pending else 0
         return StageStatistics(self.version, len(stash), stash.nbytes, stash.most_nbytes, pending)
+
+    def _held(self) -> dict[str, Tensor]:
+        """By the names of a `LocalState`. Running statistics are those of the last commit, not of a step under way."""
+        buffers = self._buffers_at_commit if self._steps.begun is not None else self._slice.buffers
+        values = dict(zip((slot.name for slot in self.layout), [*self._slice.parameters, *buffers], strict=True))
+        return {
+            **{local.VALUES + name: tensor for name, tensor in values.items()},
+            **{local.OPTIMIZER + name: tensor for name, tensor in self.optimizer.state().items()},
+        }
 
     @property
     def _tensors(self) -> list[Tensor]:
