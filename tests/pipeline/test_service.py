@@ -287,6 +287,10 @@ def test_a_role_that_is_dropped_closes_its_route() -> None:
     run(scenario())
 
 
+PATIENCE = 2.0
+"""Seconds of the last stage; the one before it waits for half a second more, and a busy machine must not take that."""
+
+
 async def say_nothing(stream: Stream, caller: Caller) -> None:
     """A peer that takes the hop and freezes."""
     await asyncio.get_running_loop().create_future()
@@ -308,14 +312,14 @@ async def freeze(limits: Limits, place: int, handler: object) -> HopError:
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_peer_that_freezes_is_named_after_the_stall(place: int) -> None:
-    error = run(freeze(replace(LIMITS, stall=0.6), place, open_and_freeze))
+    error = run(freeze(replace(LIMITS, stall=PATIENCE), place, open_and_freeze))
     assert (error.kind, error.peer) == ("DeadlineError", f"expert{place}")
     assert "no progress" in error.reason
 
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_peer_that_does_not_open_is_named(place: int) -> None:
-    error = run(freeze(replace(LIMITS, open=0.4), place, say_nothing))
+    error = run(freeze(replace(LIMITS, open=PATIENCE), place, say_nothing))
     assert (error.kind, error.peer) == ("DeadlineError", f"expert{place}")
     assert "did not open" in error.reason
 

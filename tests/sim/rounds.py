@@ -114,6 +114,8 @@ class World:
             await asyncio.sleep(self.random.uniform(0.1, 1.5))
             if kinds and self.live:
                 self.random.choice(kinds)(group)
+        if self.plan.crashes and not self.faults and len(self.live) > 1:
+            self.kill(self.random.choice(self.live), group)  # Nobody came by where it was waited for.
 
     def _crash(self, group: asyncio.TaskGroup) -> None:
         if len(self.live) > 1:
