@@ -13,7 +13,20 @@ from pathlib import Path
 
 from bench.case import Bench
 
-NAMES = ("start", "wire", "stream", "pipeline", "links", "curve", "newcomer", "round", "overlap", "diloco", "ramp")
+NAMES = (
+    "start",
+    "wire",
+    "stream",
+    "pipeline",
+    "links",
+    "curve",
+    "newcomer",
+    "failover",
+    "round",
+    "overlap",
+    "diloco",
+    "ramp",
+)
 
 KEEPING = ("diloco", "ramp")
 """Those that take so long that a file keeps what they have found."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from distqat.errors import DistqatError, OverloadedError
+from distqat.errors import DistqatError, GivenUpError, OverloadedError
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +72,17 @@ async def supervise(
     work: Callable[[], Awaitable[None]],
     backoff: Backoff,
     on_failure: Callable[[BaseException], None] | None = None,
+    most: int | None = None,
 ) -> None:
     """Run `work` until it returns; when it fails, log why, pause and run it again.
 
+    After `most` failures in a row that are no retriable errors (None: any number) it raises GivenUpError, and for one
+    that comes from within at once.
     One of the two places that may catch every exception: a failing remote peer, or a fault in the code that deals with
     it, must not take a whole daemon down. Cancellation passes through.
     """
     loop = asyncio.get_running_loop()
+    failures = 0
     while True:
         began = loop.time()
         try:
@@ -89,6 +93,13 @@ async def supervise(
             log.warning("%s failed: %s", name, str(error) or type(error).__name__, exc_info=None if expected else error)
             if on_failure is not None:
                 on_failure(error)
+            if isinstance(error, GivenUpError):
+                raise error from None
+            is_first = loop.time() - began > backoff.most or (expected and getattr(error, "retriable", False))
+            failures = 1 if is_first else failures + 1
+            if failures == most:
+                why = str(error) or type(error).__name__
+                raise GivenUpError(f"given up after {most} failures in a row: {why}") from None
         if loop.time() - began > backoff.most:
             backoff.reset()
         await asyncio.sleep(backoff.next())

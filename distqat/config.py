@@ -21,6 +21,7 @@ from distqat import settings_file
 from distqat.errors import ConfigError
 from distqat.ids import RunId
 from distqat.sections import (
+    CheckpointSection,
     DaemonSection,
     DataSection,
     LeaseSection,
@@ -47,6 +48,7 @@ class _RunSections(BaseModel):
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     sync: SyncSection = Field(default_factory=SyncSection)
     train: TrainSection = Field(default_factory=TrainSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     pipeline: PipelineSection = Field(default_factory=PipelineSection)
     plan: PlanSection = Field(default_factory=PlanSection)
     lease: LeaseSection = Field(default_factory=LeaseSection)

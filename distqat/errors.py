@@ -30,6 +30,14 @@ class CannotListenError(DistqatError):
     """The listen address cannot be bound."""
 
 
+class GivenUpError(DistqatError):
+    """Something failed so often in a row that it is not tried again."""
+
+
+class NothingToResumeError(DistqatError):
+    """This daemon was told to go on with a run, and nobody knows of anything that could be gone on with."""
+
+
 class RpcError(DistqatError):
     """A call to another peer failed."""
 
@@ -88,6 +96,18 @@ class TensorError(DistqatError):
     """A tensor has another shape or element type than the stage takes, or holds NaN or infinity."""
 
 
+class ComputeError(DistqatError):
+    """A stage's own code failed on its device; what it was at is dropped, and the expert goes on."""
+
+
+class MemoryShortError(ComputeError):
+    """The device, or the machine, has not enough memory for a piece of work; a smaller microbatch needs less."""
+
+
+class TornError(ComputeError):
+    """A step may be applied in part: the stage's numbers are of no use any more, and have to come from elsewhere."""
+
+
 class ModelError(DistqatError):
     """The model cannot be built or cut as asked."""
 
@@ -104,6 +124,10 @@ class RouteError(DistqatError):
 
 class StaleError(DistqatError):
     """A route epoch, step or round is older than what the peer already has."""
+
+
+class FencedError(StaleError):
+    """The pipeline was ended while its trainer was away; its samples are with others, and none of its routes opens."""
 
 
 class RoundError(DistqatError):

@@ -66,6 +66,17 @@ class MicrobatchId:
     index: int
 
 
+@dataclass(frozen=True, order=True)
+class StepRef:
+    """A step of a pipeline; of what has it, all steps of the pipeline before it count too."""
+
+    pipeline: PipelineId
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.pipeline}/{self.step}"
+
+
 @dataclass(frozen=True)
 class Seat:
     """A stage's place on a route: which expert, where."""

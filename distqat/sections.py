@@ -186,6 +186,14 @@ class TrainSection(Section):
     )
 
 
+class CheckpointSection(Section):
+    """What a run that was killed goes on from; where it lies, and how many are kept, each machine says for itself."""
+
+    steps: int = Field(
+        100, ge=0, description="Steps of a pipeline, about, from one checkpoint to the next; 0: no checkpoints."
+    )
+
+
 class PipelineSection(Section):
     """How a pipeline computes."""
 
@@ -203,6 +211,10 @@ class PlanSection(Section):
 
     max_pipelines: int = Field(64, ge=1, description="Pipelines that are formed at most.")
     cooldown: float = Field(2.0, ge=0, description="Seconds after a change before a peer is moved without need.")
+    followers: bool = Field(True, description="Spares keep warm copies of the stages that they may have to take.")
+    copy_seconds: float = Field(
+        2.0, ge=0, description="Between two copies that a warm spare takes of what a seat has learned since; 0: none."
+    )
 
 
 class LeaseSection(Section):
@@ -260,6 +272,8 @@ class DaemonSection(Section):
     listen: str = Field("0.0.0.0:0", description="Address to listen on, HOST:PORT; port 0: any free one.")
     announce: str = Field("", description="Address that other peers dial; empty: found out by itself.")
     state_dir: str = Field("~/.local/state/distqat", description="Folder for the key and the known peers.")
+    checkpoint_dir: str = Field("", description="Folder for checkpoints; empty: checkpoints, in the folder of the key.")
+    checkpoints_kept: int = Field(3, ge=1, description="Newest checkpoints of each stage that are kept.")
     log_dir: str = Field("logs", description="Folder for logs and metrics.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Device of the expert: cpu, cuda, cuda:1.")

@@ -14,6 +14,7 @@ from typing import Literal
 from rich.console import Console
 from rich.logging import RichHandler
 
+from distqat.event_log import EventLog
 from distqat.timeline import Timelines
 
 LogFormat = Literal["rich", "json"]
@@ -37,10 +38,11 @@ class Metric:
 
 @dataclass
 class Telemetry:
-    """One daemon's metrics; handed to whoever has something to report."""
+    """One daemon's metrics and events; handed to whoever has something to report."""
 
     serial: int = 0
     metrics: deque[Metric] = field(default_factory=lambda: deque(maxlen=KEPT_METRICS))
+    events: EventLog = field(default_factory=EventLog)
     timelines: Timelines = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

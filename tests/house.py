@@ -11,7 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = "distqat"
 
-FOUNDATION = {"errors", "ids", "config", "sections", "settings_file", "aio", "telemetry", "timeline", "times"}
+FOUNDATION = {
+    *("errors", "ids", "config", "sections", "settings_file", "aio"),
+    *("telemetry", "timeline", "times", "events", "event_log"),
+}
 LAYERS = {
     **dict.fromkeys(FOUNDATION, 0),
     "wire": 1,
@@ -27,7 +30,7 @@ LAYERS = {
 }
 """Rooms by floor; a room imports from lower floors only, and so never from its neighbours."""
 
-WITHOUT_TORCH = ("cli/", "peer/", "discovery/", "rpc/", "roles/monitor.py", "roles/client.py", "roles/plan.py")
+WITHOUT_TORCH = ("cli/", "peer/", "discovery/", "rpc/", "roles/monitor.py", "roles/client.py", "roles/plan/")
 """The control plane, which must start in well under a second."""
 
 MAY_CATCH_ALL = {("aio.py", "supervise"), ("rpc/handlers.py", "_outcome")}

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from distqat.aio import Backoff, Mailbox, supervise
-from distqat.errors import OverloadedError, RouteError
+from distqat.errors import GivenUpError, OverloadedError, RouteError
 from tests.support import run_virtual
 
 
@@ -96,5 +96,41 @@ def test_cancellation_passes_through() -> None:
             await asyncio.sleep(1)
             task.cancel()
         assert task.cancelled()
+
+    run_virtual(main())
+
+
+def test_after_too_many_failures_in_a_row_it_is_given_up() -> None:
+    async def main() -> None:
+        runs = 0
+
+        async def work() -> None:
+            nonlocal runs
+            runs += 1
+            if runs == 3:
+                await asyncio.sleep(60)  # That was a success, for a while.
+            raise ZeroDivisionError("no samples") if runs != 4 else RouteError("this may pass")
+
+        with pytest.raises(GivenUpError, match="given up after 3 failures in a row: no samples"):
+            await supervise("work", work, Backoff(), most=3)
+        # Two, then a long run, then one that may pass and counts as the first, and two more.
+        assert runs == 6
+
+    run_virtual(main())
+
+
+def test_what_was_given_up_within_is_not_tried_again() -> None:
+    async def main() -> None:
+        runs = 0
+
+        async def work() -> None:
+            nonlocal runs
+            runs += 1
+            async with asyncio.TaskGroup():
+                raise GivenUpError("the expert failed too often")
+
+        with pytest.raises(GivenUpError, match="the expert failed too often"):
+            await supervise("role", work, Backoff())
+        assert runs == 1
 
     run_virtual(main())

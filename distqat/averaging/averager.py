@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -21,13 +21,13 @@ from distqat.averaging.committed import Committed, Receipt
 from distqat.averaging.context import Context, Sibling
 from distqat.averaging.contribution import Contribution
 from distqat.averaging.effort import Effort
-from distqat.averaging.group import Contact, Join, Rates
+from distqat.averaging.group import Contact, Join, Rates, Stale
 from distqat.averaging.outer import OuterState
 from distqat.averaging.phases import Phase
 from distqat.averaging.pursuit import Pursuit
 from distqat.averaging.state.donor import Donor
 from distqat.errors import DistqatError, RoundError, StateError, TensorError
-from distqat.ids import short
+from distqat.ids import StepRef, short
 from distqat.telemetry import Reason
 
 log = logging.getLogger(__name__)
@@ -117,15 +117,35 @@ class Averager:
             raise RoundError("a round is under way, which catches up by itself")
         self.reason.set(f"catching up with stage {self.context.stage}")
         try:
-            return self._adopt(await catchup.fetch(self.context, donors))
+            state = await catchup.fetch(self.context, donors)
+            self._meet(donors)
+            return self._adopt(state)
         except StateError as error:
             self.reason.set(f"waiting: {error.reason}")
             raise
 
-    async def synchronise(self, local: torch.Tensor, samples: int) -> Outcome:
+    def resume(self, state: OuterState, residuals: Mapping[int, torch.Tensor]) -> OuterState:
+        """Go on from what a checkpoint holds: its state, and what lossy codecs still owe it."""
+        if self._is_busy:
+            raise RoundError("a round is under way")
+        self._adopt(state)
+        self.committed.feedback.load(residuals)
+        return state
+
+    async def keep_up(self, offer: Stale) -> OuterState:
+        """Move on to what a sibling offers, or beyond, without a part in any round. Raises StateError."""
+        if self._is_busy:
+            raise RoundError("a round is under way, which catches up by itself")
+        caught = await catchup.advance(self.context, self.pursuit.outer, offer)
+        self._meet(self.context.siblings())
+        self.committed.keep(caught.rounds)
+        return self._adopt(caught.state)
+
+    async def synchronise(self, local: torch.Tensor, samples: int, origins: tuple[StepRef, ...] = ()) -> Outcome:
         """Commit one outer round with these local values of the fragments of `phase`, one behind the other.
 
-        `samples` is what they stand for since the round before; with zero this sibling only receives. A sibling that
+        `samples` is what they stand for since the round before, and `origins` up to which step of which pipeline; with
+        zero this sibling only receives. A sibling that
         turns out to have missed rounds takes what they committed instead; whether its progress may be carried over, the
         outcome says. When nobody has trained since the round before, there is no round and the anchor stands. Raises
         RoundError after a bounded time; then nothing has changed, and the progress grows into the next round. Raises
@@ -143,6 +163,7 @@ class Averager:
         effort = Effort(None, asyncio.get_running_loop().time())
         try:
             join = await self._contribute(effort, before, local, samples)
+            join = replace(join, origins=origins if join.samples else ())
             await self._pursue(effort, join)
         except RoundError as error:
             if self.pursuit.outer is before:
@@ -208,6 +229,11 @@ class Averager:
                 await self.pursuit.pursue(effort, join)
         except TimeoutError:
             raise RoundError(f"{join.round} was given up after {seconds:g} s; last: {self.reason}") from None
+
+    def _meet(self, siblings: Sequence[Sibling]) -> None:
+        """Where they answer: those who committed the last round may be lost to the directory before the next one, and
+        who cannot be asked whether they are gone has to wait for them."""
+        self.pursuit.round.company.meet(Contact(sibling.peer, sibling.endpoint) for sibling in siblings)
 
     def _adopt(self, state: OuterState) -> OuterState:
         self.committed.adopt(state)

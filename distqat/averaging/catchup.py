@@ -63,9 +63,10 @@ async def advance(context: Context, state: OuterState, stale: Stale) -> Caught:
     return Caught(await _Search(context, donors, stale.round, state).run(), False)
 
 
-async def fetch(context: Context, donors: Sequence[Sibling]) -> OuterState:
-    """The committed state of the most advanced donors. Raises StateError that says what is wrong with each."""
-    return await _Search(context, [donor for donor in donors if donor.ready], 0, None).run()
+async def fetch(context: Context, donors: Sequence[Sibling], least: int = 0) -> OuterState:
+    """The committed state of the most advanced donors, with at least so many rounds. Raises StateError that says what
+    is wrong with each."""
+    return await _Search(context, [donor for donor in donors if donor.ready], least, None).run()
 
 
 async def _replay(replay: Replay, donors: Sequence[Sibling], stale: Stale) -> bool:

@@ -59,6 +59,7 @@ class Committed:
         self.kept = Shelf(context.sync.kept_rounds, context.state_bytes)
         self.feedback = Feedback(context.sync.error_feedback)
         self.on_moved: Callable[[OuterState], None] = lambda state: None  # Told of every other state.
+        self._moved = asyncio.Event()  # Set, and replaced, with every other state.
 
     def commit(self, state: OuterState, receipt: Receipt) -> None:
         """A round is committed."""
@@ -69,6 +70,11 @@ class Committed:
         """Take a state that others have committed."""
         self.feedback.clear()
         self._move(state)
+
+    async def wait_other(self, digest: str) -> None:
+        """Until a state of another digest is committed."""
+        while self.outer is None or self.outer.digest == digest:
+            await self._moved.wait()
 
     def keep(self, rounds: Sequence[Kept]) -> None:
         """Averages that lead to the state, the latest last."""
@@ -101,3 +107,5 @@ class Committed:
         self.outer = state
         self.since = asyncio.get_running_loop().time()
         self.on_moved(state)
+        self._moved.set()
+        self._moved = asyncio.Event()

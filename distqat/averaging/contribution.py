@@ -26,7 +26,11 @@ from distqat.averaging.spans import BLOCK, Span
 from distqat.errors import TensorError
 from distqat.wire import codecs
 from distqat.wire.codecs.codec import Floats
+from distqat.wire.codecs.memory import SCRATCH
 from distqat.wire.frames import aligned
+
+ROW = 4096
+"""Elements of one product of vectors: one of more than 10000 takes threads, and these belong to the computation."""
 
 
 class Contribution:
@@ -83,7 +87,7 @@ class Contribution:
             data = aligned(coder.size(self.elements, torch.float32))
             encoded = self._encoded.setdefault(codec, _Encoded(data))
         for at in encoded.missing(begin, self.elements if end is None else end):
-            block = np.empty(min(BLOCK, self.elements - at), np.float32)
+            block = SCRATCH.block[: min(BLOCK, self.elements - at)]
             self.read(at, block, is_exact=False)
             coder.encode_part(block, encoded.data, self.elements, at)
             encoded.there.add(at)
@@ -108,9 +112,9 @@ class Contribution:
 
     def _measure(self) -> float:
         """Euclidean norm of the parameters, after a look at every element."""
-        scratch, squares = np.empty(BLOCK, np.float32), 0.0
+        squares = 0.0
         for span in spans.cut(self.spans, 0, self.elements, BLOCK):
-            piece = scratch[: span.end - span.begin]
+            piece = SCRATCH.block[: span.end - span.begin]
             self._read(span, piece, is_exact=False)
             square = sum_of_squares(piece)
             if not math.isfinite(square):
@@ -163,5 +167,8 @@ class Average:
 
 def sum_of_squares(values: Floats) -> float:
     """Of a block. NaN or infinity if one of its numbers is, or if they are beyond all measure."""
-    # A product of vectors would take threads of its own, and these belong to the computation.
-    return float(np.einsum("i,i->", values, values))
+    split = len(values) - len(values) % ROW
+    rows, rest = values[:split].reshape(-1, 1, ROW), values[split:]
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.matmul(rows, rows.reshape(-1, ROW, 1)).sum(dtype=np.float64) + np.matmul(rest, rest)
+    return float(squares)

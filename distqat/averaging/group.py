@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distqat.ids import Endpoint, PeerId, RunId, StageIndex
+from distqat.ids import Endpoint, PeerId, RunId, StageIndex, StepRef
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Join:
     """What may have become of the round without its knowledge."""
     contacts: tuple[Contact, ...] = ()
     """Siblings of the group of the round before that its directory has lost."""
+    origins: tuple[StepRef, ...] = ()
+    """The last step of each pipeline that its contribution stands for."""
 
     @property
     def contact(self) -> Contact:
@@ -90,6 +92,8 @@ class Member:
     """As it said when it joined; owners refuse a slice that is longer."""
     factor: float = 1.0
     """By which its contribution is scaled down; 1: not at all."""
+    origins: tuple[StepRef, ...] = ()
+    """As it said when it joined; opaque here, and part of the state that the round ends with."""
 
     @property
     def elements(self) -> int:
@@ -117,6 +121,11 @@ class Group:
     def contributors(self) -> tuple[Member, ...]:
         """The members whose pseudo-gradients are in the average."""
         return tuple(member for member in self.members if member.samples > 0)
+
+    @property
+    def origins(self) -> tuple[StepRef, ...]:
+        """Of all contributors, in their order."""
+        return tuple(origin for member in self.contributors for origin in member.origins)
 
     @property
     def samples(self) -> int:

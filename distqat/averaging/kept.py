@@ -17,7 +17,7 @@ from distqat.averaging.contribution import Average
 from distqat.averaging.outer import OuterState
 from distqat.averaging.phases import Phase
 from distqat.errors import MessageError, StateError
-from distqat.ids import PeerId
+from distqat.ids import PeerId, StepRef
 from distqat.wire import codecs
 
 
@@ -37,6 +37,8 @@ class Kept:
     """Of the payload."""
     payload: memoryview
     """The average of the round's fragments, encoded with the codec as one vector."""
+    origins: tuple[StepRef, ...] = ()
+    """Steps that the contributions stood for, in their order."""
 
     def __repr__(self) -> str:
         return f"<Kept round {self.round} {self.codec} {len(self.payload)} bytes>"
@@ -96,7 +98,7 @@ def apply(state: OuterState, kept: Kept, how: Phase) -> OuterState:
     if len(kept.payload) != encoded_bytes(kept.codec, elements):
         raise MessageError(f"an average of {elements} elements that takes {len(kept.payload)} bytes with {kept.codec}")
     average = Average(kept.codec, elements, kept.payload, bytes=0)
-    return outer.apply(state, average, how, kept.members)
+    return outer.apply(state, average, how, kept.members, origins=kept.origins)
 
 
 def encoded_bytes(codec: str, elements: int) -> int:

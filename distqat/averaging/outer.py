@@ -26,10 +26,13 @@ from torch import Tensor
 
 from distqat.averaging.phases import Phase
 from distqat.averaging.spans import BLOCK, Shape, Span, cut, spans
-from distqat.ids import PeerId
+from distqat.ids import PeerId, StepRef
 from distqat.model import state
 from distqat.wire.codecs.codec import Floats
 from distqat.wire.codecs.memory import empty
+
+MOST_PIPELINES = 256
+"""Pipelines of which a state says how many of their steps are in it; those that contributed last."""
 
 EXACT = "none"
 """The codec with which an average travels bit for bit."""
@@ -63,9 +66,11 @@ class OuterState:
     round: int
     """Rounds so far."""
     digest: str
-    """Of round, members, anchors and momenta; equal digests mean equal bits."""
+    """Of round, members, cut, anchors and momenta; equal digests mean equal bits."""
     members: tuple[PeerId, ...] = ()
     """Of the group that committed it, in order; empty before the first round. They decide together what comes next."""
+    cut: tuple[StepRef, ...] = ()
+    """The last step of each pipeline that is in it, in the order of their last contributions."""
 
     def __repr__(self) -> str:
         return f"<OuterState round {self.round} {self.digest[:8]}>"
@@ -100,10 +105,13 @@ class OuterState:
         return _join([self.parts[index].anchor for index in fragments])
 
     @classmethod
-    def of(cls, parts: Sequence[Part], number: int, members: Sequence[PeerId] = ()) -> OuterState:
+    def of(
+        cls, parts: Sequence[Part], number: int, members: Sequence[PeerId] = (), cut: Sequence[StepRef] = ()
+    ) -> OuterState:
         """The state of these parts after `number` rounds, of which these members committed the last."""
-        text = "\n".join((f"round {number}", *members, *(part.digest for part in parts)))
-        return cls(tuple(parts), number, xxhash.xxh3_128_hexdigest(text.encode()), tuple(members))
+        steps = (f"step {last}" for last in cut)
+        text = "\n".join((f"round {number}", *members, *steps, *(part.digest for part in parts)))
+        return cls(tuple(parts), number, xxhash.xxh3_128_hexdigest(text.encode()), tuple(members), tuple(cut))
 
     @classmethod
     def founding(cls, local: Tensor, shapes: Sequence[Shape]) -> OuterState:
@@ -146,8 +154,22 @@ class Whole:
         return there
 
 
+def advanced(cut: Sequence[StepRef], origins: Sequence[StepRef]) -> tuple[StepRef, ...]:
+    """The cut after a round whose contributions stand for these steps; each pipeline's last step only grows."""
+    last = {known.pipeline: known.step for known in cut}
+    for origin in origins:
+        # Put behind the others: who contributed longest ago is forgotten first.
+        last[origin.pipeline] = max(last.pop(origin.pipeline, 0), origin.step)
+    return tuple(StepRef(pipeline, step) for pipeline, step in list(last.items())[-MOST_PIPELINES:])
+
+
 def apply(
-    outer: OuterState, average: Tensor | Source, how: Phase, members: Sequence[PeerId] = (), codec: str = EXACT
+    outer: OuterState,
+    average: Tensor | Source,
+    how: Phase,
+    members: Sequence[PeerId] = (),
+    codec: str = EXACT,
+    origins: Sequence[StepRef] = (),
 ) -> OuterState:
     """The state after a round of these members with this average, as long as the round's fragments are.
 
@@ -166,7 +188,7 @@ def apply(
     parts = list(outer.parts)
     for index, step in steps.items():
         parts[index] = step.result()
-    return OuterState.of(parts, outer.round + 1, members)
+    return OuterState.of(parts, outer.round + 1, members, advanced(outer.cut, origins))
 
 
 class _Step:

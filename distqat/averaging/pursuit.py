@@ -225,7 +225,8 @@ class Pursuit:
         except AttemptError as error:
             return events.Broken(error.reason, error.lost or "")
         how, members = self.context.phase(before.round), tuple(member.peer for member in group.members)
-        state = await self.context.work(partial(outer.apply, before, average, how, members))
+        step = partial(outer.apply, before, average, how, members, origins=group.origins)
+        state = await self.context.work(step)
         self.prepared = Prepared(state, group, average, contribution)
         return events.Averaged(state.digest)
 
@@ -273,6 +274,7 @@ class Pursuit:
             members=prepared.state.members,
             codec=prepared.average.codec,
             payload=prepared.average.payload,
+            origins=prepared.group.origins,
         )
         self.committed.keep([kept])
         self._finish_round(prepared.state, prepared.group, prepared.average)

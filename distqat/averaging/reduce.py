@@ -3,6 +3,8 @@
 sum_i w_i x_i in fp32, taken in the order of the members, each product and each sum rounded by itself, whatever the
 order in which the contributions came. The weight of a member is its samples over the samples of all contributors, times
 its factor for parameters, worked out in fp64 and then rounded to fp32.
+
+What travels is x as it was encoded and decoded. What the owner itself brings never travels, so there x is what it has.
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ class Reducer:
             place = part if number else total
             with blaming(member):
                 if data is None:
-                    self._read_own(at, place)
+                    # It never travels, so nothing of it has to be lost.
+                    assert self.contribution is not None
+                    self.contribution.read(at, place, is_exact=self.codec.name == EXACT)
                 else:
                     self.codec.decode_part(data, end - begin, at - begin, place)
             for piece in pieces:
@@ -87,15 +91,6 @@ class Reducer:
             if number:
                 np.add(total, part, out=total)
         return total
-
-    def _read_own(self, at: int, out: Floats) -> None:
-        contribution = self.contribution
-        assert contribution is not None
-        encoded = contribution.encode(self.codec.name, at, at + len(out))
-        if encoded is None:
-            contribution.read(at, out, is_exact=True)
-        else:
-            self.codec.decode_part(encoded, self.elements, at, out)
 
     def _weigh(self, member: Member, piece: Span, values: Floats, is_own: bool) -> None:
         """Check the values, and multiply them in place."""
@@ -143,25 +138,24 @@ class Reducer:
     def residual(self) -> torch.Tensor:
         """[num_elements] What goes into this member's next contribution if the round commits; after the last `reduce`.
 
-        Its contribution less what was sent of it, and what its own slice lost, divided by the weight that it has; of
-        both the share that is fed back.
+        Its contribution less what was sent of it, and in its own slice, of which nothing is sent, what the mean lost
+        divided by the weight that it has; of both the share that is fed back.
         """
         contribution, error = self.contribution, self.error
         assert contribution is not None
         assert error is not None
-        encoded = contribution.encode(self.codec.name)
-        assert encoded is not None
         out = empty((self.elements,), torch.float32)
         left: Floats = out.numpy()
-        for at in range(0, self.elements, BLOCK):
-            block = left[at : at + BLOCK]
-            sent = self._part[: len(block)]
-            contribution.read(at, block, is_exact=False)
-            self.codec.decode_part(encoded, self.elements, at, sent)
-            np.subtract(block, sent, out=block)
-        own = left[self.mine.begin : self.mine.end]
-        np.divide(error, np.float32(self._shares[self.mine.peer]), out=error)
-        np.add(own, error, out=own)
+        for begin, end in ((0, self.mine.begin), (self.mine.end, self.elements)):
+            for at in range(begin, end, BLOCK):
+                block = left[at : min(at + BLOCK, end)]
+                sent = self._part[: len(block)]
+                encoded = contribution.encode(self.codec.name, at, at + len(block))
+                assert encoded is not None
+                contribution.read(at, block, is_exact=False)
+                self.codec.decode_part(encoded, self.elements, at, sent)
+                np.subtract(block, sent, out=block)
+        np.divide(error, np.float32(self._shares[self.mine.peer]), out=left[self.mine.begin : self.mine.end])
         share = contribution.feedback.share(self.codec.name)
         if share < 1.0:
             np.multiply(left, np.float32(share), out=left)

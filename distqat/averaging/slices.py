@@ -64,8 +64,18 @@ def assign(
     ordered = sorted(joins, key=lambda join: join.peer)
     codec = codec if len(ordered) > 1 else "none"
     parts = shares([_slower(join) for join in ordered])
+    scaled = factors or {}
     members = [
-        Member(join.peer, join.endpoint, join.samples, begin, end, join.norm, (factors or {}).get(join.peer, 1.0))
+        Member(
+            join.peer,
+            join.endpoint,
+            join.samples,
+            begin,
+            end,
+            join.norm,
+            scaled.get(join.peer, 1.0),
+            join.origins if join.samples else (),
+        )
         for join, (begin, end) in zip(ordered, cut(num_elements, parts, codecs.find(codec).block), strict=True)
     ]
     return Group(attempt, tuple(members), codec)
@@ -89,7 +99,8 @@ def check(group: Group, join: Join) -> None:
         raise MessageError("a group whose members are not in order")
     mine = group.find(join.peer)
     # The leader may leave out a contribution, but not count it otherwise.
-    if mine is None or (mine.samples and (mine.samples, mine.norm) != (join.samples, join.norm)):
+    said = (join.samples, join.norm, join.origins)
+    if mine is None or (mine.samples and (mine.samples, mine.norm, mine.origins) != said):
         raise MessageError("a group that does not have this sibling as it joined")
     if not group.samples:
         raise MessageError("a group in which nobody contributes")

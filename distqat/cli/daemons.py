@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from distqat.ids import Endpoint
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,13 @@ class Daemon:
     output: Path
 
 
-def start_daemon(name: str, folder: Path, arguments: Sequence[str], log_folder_name: str = "") -> Daemon:
+def start_daemon(
+    name: str, folder: Path, arguments: Sequence[str], log_folder_name: str = "", is_again: bool = False
+) -> Daemon:
     """Start `distqatd` on a free port of the loopback interface, one thread for each torch operation.
 
-    Its key lies in `folder/states/<name>`, its logs in `folder`, and what it prints in `folder/<name>.out`.
+    Its key lies in `folder/states/<name>`, its logs in `folder`, and what it prints in `folder/<name>.out`, behind
+    what it printed before if it is started again. Arguments may name another address to listen on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log_dir = folder.parent if folder.name == log_folder_name else folder
@@ -33,14 +39,26 @@ def start_daemon(name: str, folder: Path, arguments: Sequence[str], log_folder_n
         "daemon.log_dir": str(log_dir),
         "daemon.threads": "1",
     }
-    command = [sys.executable, "-m", "distqat.cli.distqatd", *arguments, "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "distqat.cli.distqatd", "--listen", "127.0.0.1:0", *arguments]
     command += [part for key, value in local.items() for part in ("--set", f"{key}={value}")]
     output = folder / f"{name}.out"
-    with output.open("wb") as file:
+    with output.open("ab" if is_again else "wb") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
     return Daemon(name, process, output)
+
+
+def address_of(daemon: Daemon) -> Endpoint | None:
+    """What it announces, from the note that it leaves for `distqatctl`; None until it listens."""
+    for path in (daemon.output.parent / "states" / daemon.name).glob("peer-*/daemon.json"):
+        try:
+            note = json.loads(path.read_text())
+            if note["pid"] == daemon.process.pid:
+                return Endpoint.parse(note["endpoint"])
+        except (OSError, ValueError, KeyError):
+            continue  # It is being written.
+    return None
 
 
 async def stop_daemons(daemons: Sequence[Daemon], seconds: float) -> None:

@@ -97,6 +97,52 @@ def trace(
     raise typer.Exit(UNHEALTHY if found.silent else 0)
 
 
+@app.command()
+def events(
+    since: Annotated[
+        str, typer.Option("--since", help="How long ago (10m), a moment (2026-11-23T14:00), or how many (50).")
+    ] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what comes, until interrupted.")] = False,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="Only this kind; may be repeated.")] = None,
+    about: Annotated[str, typer.Option("--about", metavar="PEER", help="Only those of or about this peer.")] = "",
+    file: Annotated[
+        list[Path] | None, typer.Option("--file", help="Read files or folders of dead daemons; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    peer: Peer = "",
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """What happened at all daemons of the swarm, by their wall clocks. Exit code 1: some did not answer."""
+    import time
+
+    from distqat.cli import events as told
+
+    wanted = _or_exit(lambda: told.Wanted.parse(since, kind or (), about, time.time()))
+    if file:
+        told.show(wanted.choose(_or_exit(lambda: told.from_files(file))), as_json)
+    elif follow:
+        _ask(peer, state_dir, lambda remote: told.follow(remote, wanted, as_json))
+    else:
+        found, silent = _ask(peer, state_dir, told.collect)
+        told.show(wanted.choose(found), as_json)
+        told.tell_silent(silent)
+        raise typer.Exit(UNHEALTHY if silent else 0)
+
+
+@app.command()
+def why(
+    whom: Annotated[str, typer.Argument(metavar="PEER", help="Beginning of a peer's id, or its address.")],
+    peer: Peer = "",
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """What a peer does and waits for, and what others say of it. Exit code 0: it gets on, 1: not, 2: it is unknown."""
+    from distqat.cli.why import inquire, report
+
+    found = _ask(peer, state_dir, lambda remote: inquire(remote, whom))
+    report(found)
+    raise typer.Exit(0 if found.is_healthy else UNHEALTHY)
+
+
 @role_app.command("add")
 def role_add(
     role: Annotated[str, typer.Argument(help="monitor, client, trainer or expert.")],
@@ -136,17 +182,34 @@ def sandbox(
     override: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Give up after so many minutes.")] = 15.0,
+    minutes: Annotated[
+        float, typer.Option(help="Give up after so many minutes; with --faults: spread them over so many.")
+    ] = 15.0,
     baseline: Annotated[bool, typer.Option(help="Train the same model in one process too, and compare.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scorecard as one JSON object.")] = False,
+    spares: Annotated[int, typer.Option(min=0, max=16, help="Further experts, without a stage.")] = 0,
+    faults: Annotated[
+        str, typer.Option("--faults", metavar="KIND=N,...", help="Hurt it meanwhile: kill, stop, cut, kill-head.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Of the times, victims and order of the faults.")] = 7,
+    keep: Annotated[float, typer.Option(help="Share of the fault-free throughput that faults must leave.")] = 0.5,
+    within: Annotated[float, typer.Option(help="Seconds in which everything must train again after a fault.")] = 60.0,
 ) -> None:
-    """Train on this machine through real daemons, then in one process, and print a scorecard."""
+    """Train on this machine through real daemons, then in one process, and print a scorecard. Exit code 0: passed."""
     from distqat.cli.sandbox import Plan, run_sandbox
     from distqat.config import load
 
     settings = _or_exit(lambda: load(config, override or []))
-    plan = Plan(settings, config, tuple(override or ()), pipelines, minutes * 60, baseline, as_json)
-    passed = _or_exit(lambda: run_sandbox(plan))
+    plan = Plan(settings, config, tuple(override or ()), pipelines, minutes * 60, baseline, as_json, spares)
+    if faults:
+        from distqat.cli.chaos.card import Limits
+        from distqat.cli.chaos.run import Weather, run_chaos
+        from distqat.cli.chaos.schedule import parse_faults
+
+        wanted = _or_exit(lambda: parse_faults(faults))
+        passed = _or_exit(lambda: run_chaos(plan, Weather(wanted, seed, Limits(keep, within))))
+    else:
+        passed = _or_exit(lambda: run_sandbox(plan))
     raise typer.Exit(0 if passed else UNHEALTHY)
 
 

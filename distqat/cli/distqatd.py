@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from distqat.errors import DistqatError
 
 app = typer.Typer(add_completion=False)
 
 EXIT_CONFIG = 64
 EXIT_CANNOT_LISTEN = 65
 EXIT_IDENTITY = 66
+EXIT_VERSION = 67
+EXIT_NOTHING_TO_RESUME = 68
 
 
 class LogFormat(StrEnum):
@@ -27,7 +32,7 @@ class LogFormat(StrEnum):
 def daemon(
     role: Annotated[
         list[str] | None,
-        typer.Option("--role", help="monitor, client, trainer or expert; may be repeated. None: a spare expert."),
+        typer.Option("--role", help="monitor, client, trainer, expert, mirror; may be repeated. None: a spare."),
     ] = None,
     join: Annotated[
         list[str] | None, typer.Option("--join", metavar="HOST:PORT", help="A peer of the swarm; may be repeated.")
@@ -40,6 +45,9 @@ def daemon(
     local: Annotated[
         bool, typer.Option("--local", help="With --role trainer: train the whole model in this process, and exit.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from checkpoints; never begin anew, and give up if there are none.")
+    ] = False,
     override: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
     ] = None,
@@ -47,13 +55,12 @@ def daemon(
 ) -> None:
     """Run a peer of a distqat swarm until SIGTERM, which drains it.
 
-    Exit codes: 0 left in good order, 64 a setting is wrong, 65 cannot listen, 66 the key cannot be used.
+    Exit codes: 0 left in good order, 64 a setting is wrong, 65 cannot listen, 66 the key cannot be used or is used by
+    another daemon too, 67 the swarm speaks another version, 68 with --resume: there is nothing to go on with.
     """
     from distqat.config import load
-    from distqat.errors import CannotListenError, ConfigError, DataError, IdentityError, ModelError
 
-    codes = {ConfigError: EXIT_CONFIG, ModelError: EXIT_CONFIG, DataError: EXIT_CONFIG}
-    codes |= {CannotListenError: EXIT_CANNOT_LISTEN, IdentityError: EXIT_IDENTITY}
+    codes = _exit_codes()
     flags = {"daemon.listen": listen, "daemon.announce": announce, "daemon.device": device}
     # As JSON, so that an IPv6 address is no list.
     overrides = [*(override or []), *(f"{key}={json.dumps(value)}" for key, value in flags.items() if value)]
@@ -69,10 +76,24 @@ def daemon(
             from distqat.cli.serving import Order, serve
 
             brings_run = config is not None or "client" in roles
-            serve(Order(settings, roles, tuple(join or ()), stage, brings_run, log_format.value))
+            serve(Order(settings, roles, tuple(join or ()), stage, brings_run, log_format.value, resume))
     except tuple(codes) as error:
         typer.echo(f"distqatd: {error.reason}", err=True)
         raise typer.Exit(codes[type(error)]) from None
+
+
+def _exit_codes() -> dict[type[DistqatError], int]:
+    from distqat import errors
+
+    return {
+        errors.ConfigError: EXIT_CONFIG,
+        errors.ModelError: EXIT_CONFIG,
+        errors.DataError: EXIT_CONFIG,
+        errors.CannotListenError: EXIT_CANNOT_LISTEN,
+        errors.IdentityError: EXIT_IDENTITY,
+        errors.ProtocolError: EXIT_VERSION,
+        errors.NothingToResumeError: EXIT_NOTHING_TO_RESUME,
+    }
 
 
 def _check_local(roles: tuple[str, ...]) -> None:

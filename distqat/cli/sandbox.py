@@ -24,6 +24,7 @@ from distqat.cli.daemons import Daemon, start_daemon, stop_daemons
 from distqat.cli.scorecard import Scorecard, read_baseline
 from distqat.config import Settings
 from distqat.errors import RemoteError
+from distqat.event_log import file_name
 from distqat.ids import Endpoint
 from distqat.roles.remote import Remote
 from distqat.roles.status import SwarmStatus
@@ -47,6 +48,13 @@ class Plan:
     seconds: float
     has_baseline: bool
     as_json: bool
+    spares: int = 0
+    """Experts beyond those of the pipelines."""
+
+    @property
+    def experts(self) -> int:
+        """All that are started."""
+        return self.settings.model.stages * self.pipelines + self.spares
 
     @property
     def folder(self) -> Path:
@@ -56,22 +64,29 @@ class Plan:
     def arguments(self) -> list[str]:
         """The config, as every daemon of the sandbox that brings one is told."""
         chosen = ["--config", str(self.config)] if self.config is not None else []
-        return [*chosen, *(part for override in self.overrides for part in ("--set", override))]
+        # Otherwise enough spares would make a pipeline of their own.
+        limits = [f"plan.max_pipelines={self.pipelines}"] if self.spares else []
+        return [*chosen, *(part for override in (*self.overrides, *limits) for part in ("--set", override))]
+
+    def clear(self) -> None:
+        """Remove what an earlier run has left in the folder and would be taken for this one's."""
+        shutil.rmtree(self.folder / "states", ignore_errors=True)
+        events = (path.name for path in self.folder.glob(file_name("*")))
+        for stale in ("initial_peers.txt", "metrics.jsonl", *events):
+            (self.folder / stale).unlink(missing_ok=True)
 
 
 def run_sandbox(plan: Plan) -> bool:
     """Run it, print the scorecard, and say whether it passed. Raises DistqatError."""
     console = Console(stderr=plan.as_json)
-    shutil.rmtree(plan.folder / "states", ignore_errors=True)
-    for stale in ("initial_peers.txt", "metrics.jsonl"):
-        (plan.folder / stale).unlink(missing_ok=True)
+    plan.clear()
     began = time.monotonic()
     swarm = run(_train(plan, console))
     seconds = time.monotonic() - began
     baseline = None
     if plan.has_baseline:
         console.print("training the baseline: the same model, data order and budget in one process")
-        baseline = read_baseline(_run_baseline(plan))
+        baseline = read_baseline(run_baseline(plan))
     card = Scorecard.of(plan.settings, swarm, seconds, baseline)
     Console().print(card.as_json() if plan.as_json else card.render(), soft_wrap=plan.as_json)
     return card.passed
@@ -97,14 +112,13 @@ async def _train(plan: Plan, console: Console) -> SwarmStatus:
 
 @asynccontextmanager
 async def _swarm(plan: Plan) -> AsyncIterator[tuple[Endpoint, list[Daemon]]]:
-    """The daemons: monitor and client in one, then an expert for each stage of each pipeline."""
+    """The daemons: monitor and client in one, then an expert for each stage of each pipeline, then the spares."""
     daemons: list[Daemon] = []
-    experts = plan.settings.model.stages * plan.pipelines
     try:
         arguments = ["--role", "monitor", "--role", "client", *plan.arguments()]
         daemons.append(start_daemon("head", plan.folder, arguments, plan.settings.run.name))
         head = await _first_peer(plan, daemons)
-        for number in range(experts):
+        for number in range(plan.experts):
             arguments = ["--role", "expert", "--join", str(head)]
             daemons.append(start_daemon(f"expert-{number}", plan.folder, arguments, plan.settings.run.name))
         yield head, daemons
@@ -132,8 +146,8 @@ def _check(daemons: list[Daemon]) -> None:
             raise RemoteError(f"daemon {daemon.name} ended with exit code {code}; see {daemon.output}")
 
 
-def _run_baseline(plan: Plan) -> str:
-    """Train in one process; what it prints."""
+def run_baseline(plan: Plan) -> str:
+    """Train in one process; what it prints. Raises RemoteError."""
     command = [sys.executable, "-m", "distqat.cli.distqatd", "--role", "trainer", "--local", *plan.arguments()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (plan.folder / "baseline.out").open("wb") as errors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distqat.config import Settings
@@ -31,10 +31,12 @@ class Order:
     stage: int | None
     brings_run: bool
     log_format: LogFormat
+    resumes: bool = False
 
 
 def serve(order: Order) -> None:
-    """Be a peer until SIGTERM, SIGINT or a drain. Raises ConfigError, CannotListenError, IdentityError."""
+    """Be a peer until SIGTERM, SIGINT or a drain. Raises ConfigError, CannotListenError, and IdentityError or
+    ProtocolError, also later, when the swarm cannot have this daemon."""
     daemon = order.settings.daemon
     unknown = sorted(set(order.roles) - ROLES.keys())
     if unknown:
@@ -47,7 +49,7 @@ def serve(order: Order) -> None:
         folder = Path(daemon.log_dir) / order.settings.run.name if order.brings_run else Path(daemon.log_dir)
         set_up_logging(daemon.log_level, order.log_format, folder / name)
         wanted = PeerOrder(order.settings, identity, order.roles or ("expert",), join, order.stage, order.brings_run)
-        run(_until_told(wanted))
+        run(_until_told(replace(wanted, resumes=order.resumes)))
 
 
 async def _until_told(order: PeerOrder) -> None:
@@ -57,6 +59,8 @@ async def _until_told(order: PeerOrder) -> None:
     async with open_transport() as transport, Peer.open(order, transport, leaving) as peer:
         await leaving.wait()
         await peer.drain()
+    if peer.fault is not None:
+        raise peer.fault
     log.info("left")
 
 

@@ -69,6 +69,7 @@ def render(swarm: SwarmStatus) -> RenderableType:
         _peers(swarm),
         _times(swarm),
         _rounds(swarm),
+        _checkpoints(swarm),
         _losses(run),
     )
 
@@ -211,6 +212,21 @@ def _remarks(receipt: Receipt, expert: ExpertStatus) -> str:
     said += [f"replayed {expert.replayed} rounds so far"] if expert.replayed else []
     said += ["a round beside steps"] if expert.beside else []
     return "; ".join(said)
+
+
+def _checkpoints(swarm: SwarmStatus) -> Table:
+    """What the run would go on from if all of it stopped now."""
+    table = _table("checkpoints of", "role", "stages", "newest of round", "written", "kept", "")
+    for peer in swarm.peers:
+        for role in peer.roles:
+            held = role.checkpoints
+            if held is None or not (held.checkpoints or held.fault):
+                continue
+            stages = spans(tuple(sorted({one.stage for one in held.checkpoints})))
+            newest = str(max((one.round for one in held.checkpoints), default=""))
+            written = f"{held.age:.0f} s ago" if held.checkpoints else "never"
+            table.add_row(short(peer.peer), role.role, stages, newest, written, str(len(held.checkpoints)), held.fault)
+    return table
 
 
 def _losses(run: RunStatus | None) -> Text:

@@ -50,8 +50,9 @@ class DataClient(Protocol):
         """Why a call waits, in one sentence; empty while none does."""
         ...
 
-    async def next(self, samples: int) -> Batch | None:
-        """At most so many samples, waiting while all are with others; None when the run's budget is committed."""
+    async def next(self, samples: int, step: int = 0) -> Batch | None:
+        """At most so many samples for that step, waiting while all are with others; None when the run's budget is
+        committed."""
         ...
 
     async def committed(self, batch: Batch) -> None:
@@ -60,6 +61,10 @@ class DataClient(Protocol):
 
     async def give_back(self, batch: Batch) -> None:
         """The batch will not be trained on here."""
+        ...
+
+    async def refuse(self, batch: Batch, reason: str) -> None:
+        """The batch should be trained on by nobody."""
         ...
 
 
@@ -71,12 +76,16 @@ class Claims(Protocol):
         """Why a call waits, in one sentence; empty while none does."""
         ...
 
-    async def claim(self, pipeline: str, samples: int, serial: int) -> ClaimAnswer:
-        """Ask for samples; the same serial gets the same claim."""
+    async def claim(self, pipeline: str, samples: int, serial: int, step: int = 0) -> ClaimAnswer:
+        """Ask for samples of a step; the same serial gets the same claim."""
         ...
 
     async def resolve(self, claim: int, committed: bool) -> bool:
         """Say what became of a claim; False when it had been taken from the pipeline meanwhile."""
+        ...
+
+    async def refuse(self, claim: int, reason: str) -> bool:
+        """Nobody should train on a claim; False when it had been taken from the pipeline meanwhile."""
         ...
 
 
@@ -88,11 +97,14 @@ class LocalClaims:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    async def claim(self, pipeline: str, samples: int, serial: int) -> ClaimAnswer:
-        return self._ledger.answer(pipeline, samples, serial)
+    async def claim(self, pipeline: str, samples: int, serial: int, step: int = 0) -> ClaimAnswer:
+        return self._ledger.answer(pipeline, samples, serial, step)
 
     async def resolve(self, claim: int, committed: bool) -> bool:
         return self._ledger.resolve(claim, committed)
+
+    async def refuse(self, claim: int, reason: str) -> bool:
+        return self._ledger.refuse(claim)
 
 
 class RemoteClaims:
@@ -108,12 +120,16 @@ class RemoteClaims:
     def waiting(self) -> str:
         return self._reason.text
 
-    async def claim(self, pipeline: str, samples: int, serial: int) -> ClaimAnswer:
-        request = ClaimRequest(self._run, pipeline, samples, serial)
+    async def claim(self, pipeline: str, samples: int, serial: int, step: int = 0) -> ClaimAnswer:
+        request = ClaimRequest(self._run, pipeline, samples, serial, step)
         return decode_answer(await self._ask(CLAIM, request.encode()), pipeline)
 
     async def resolve(self, claim: int, committed: bool) -> bool:
         request = ResolveRequest(self._run, claim, committed)
+        return ResolveAnswer.decode(await self._ask(RESOLVE, request.encode())).is_accepted
+
+    async def refuse(self, claim: int, reason: str) -> bool:
+        request = ResolveRequest(self._run, claim, False, reason)
         return ResolveAnswer.decode(await self._ask(RESOLVE, request.encode())).is_accepted
 
     async def _ask(self, method: Method, request: bytes) -> bytes:
@@ -163,11 +179,11 @@ class LedgerClient:
     def waiting(self) -> str:
         return self._claims.waiting or self._reason.text
 
-    async def next(self, samples: int) -> Batch | None:
-        """At most so many samples. A cancelled call loses none: the next one asks under the same serial."""
+    async def next(self, samples: int, step: int = 0) -> Batch | None:
+        """At most so many samples, for that step. A cancelled call loses none: the next asks under the same serial."""
         backoff = Backoff(first=0.02, most=1.0)
         try:
-            while (answer := await self._ask(samples)).claim is None:
+            while (answer := await self._ask(samples, step)).claim is None:
                 if answer.is_finished:
                     return None
                 self._reason.set(answer.reason)
@@ -180,8 +196,8 @@ class LedgerClient:
         self._serial = max(self._serial, answer.serial)
         return Batch(claim.id, claim.begin, claim.end, tensors)
 
-    async def _ask(self, samples: int) -> ClaimAnswer:
-        answer = await self._claims.claim(self.pipeline, samples, self._serial + 1)
+    async def _ask(self, samples: int, step: int) -> ClaimAnswer:
+        answer = await self._claims.claim(self.pipeline, samples, self._serial + 1, step)
         if answer.claim is None:
             self._serial = max(self._serial, answer.serial)
         return answer
@@ -209,3 +225,7 @@ class LedgerClient:
     async def give_back(self, batch: Batch) -> None:
         """The batch will not be trained on here; whether it had been taken already does not matter."""
         await self._claims.resolve(batch.claim, False)
+
+    async def refuse(self, batch: Batch, reason: str) -> None:
+        """The batch should be trained on by nobody."""
+        await self._claims.refuse(batch.claim, reason)

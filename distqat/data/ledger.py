@@ -8,9 +8,11 @@ fault in the bookkeeping would show as lost or doubled samples.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 from distqat.data.intervals import Interval, IntervalSet
+from distqat.data.steplog import Entry, StepLog
 from distqat.errors import StateError
 
 ID_GAP = 1 << 20
@@ -25,6 +27,8 @@ class Claim:
     pipeline: str
     begin: int
     end: int
+    step: int = 0
+    """Of the pipeline, for which they are; 0: unknown."""
 
     @property
     def samples(self) -> int:
@@ -55,6 +59,10 @@ class LedgerSnapshot:
     open: tuple[Claim, ...]
     released: tuple[Claim, ...]
     last: tuple[tuple[str, int, int], ...]
+    skipped: tuple[Interval, ...] = ()
+    """Positions that were given up: nobody trains on them."""
+    steps: str = ""
+    """What the `StepLog` holds, as it is written."""
 
     def to_json(self) -> str:
         """As text."""
@@ -82,11 +90,13 @@ class Ledger:
         self._num_claims = last_claim  # The id of the latest claim.
         self._free = IntervalSet([(0, budget)])  # Never claimed, or given back.
         self._committed = IntervalSet()
+        self._skipped = IntervalSet()  # Given up, because training on them fails.
         self._open: dict[int, Claim] = {}
         self._released: dict[int, Claim] = {}  # Taken from their pipelines; a late commit is still counted.
         self._claims_committed = IntervalSet()  # Ids of claims by what became of them.
         self._claims_given_back = IntervalSet()
         self._last: dict[str, tuple[int, int]] = {}  # By pipeline: highest serial that got a claim, and the claim's id.
+        self._steps = StepLog()  # Of what is committed.
 
     def __repr__(self) -> str:
         return f"<Ledger {self.committed}/{self.budget} committed, {self.open} open>"
@@ -102,15 +112,20 @@ class Ledger:
         return sum(claim.samples for claim in self._open.values())
 
     @property
+    def skipped(self) -> int:
+        """Positions that were given up, because training on them fails."""
+        return self._skipped.count
+
+    @property
     def finished(self) -> bool:
-        """True when every position of the budget is committed."""
-        return self.committed == self.budget
+        """True when every position of the budget is committed, but for those that were given up."""
+        return self.committed + self.skipped == self.budget
 
     @property
     def lost(self) -> int:
-        """Positions that are neither committed nor open nor free: nobody will ever train on them."""
+        """Positions that are neither committed, given up, open nor free: nobody will ever train on them."""
         known = IntervalSet(self._committed)
-        for begin, end in self._free:
+        for begin, end in [*self._free, *self._skipped]:
             known.add(begin, end)
         for claim in self._open.values():
             known.add(claim.begin, claim.end)
@@ -125,29 +140,30 @@ class Ledger:
         """Highest serial of the pipeline that got a claim; 0 before the first."""
         return self._last.get(pipeline, (0, 0))[0]
 
-    def claim(self, pipeline: str, samples: int, serial: int) -> Claim | None:
-        """At most `samples` positions for the pipeline; None when none are free or the request is out of date.
+    def claim(self, pipeline: str, samples: int, serial: int, step: int = 0) -> Claim | None:
+        """At most `samples` positions for that step of the pipeline; None when none are free or the request is out of
+        date.
 
         A repeated request gets the same claim for as long as that is open. An older one, or one whose claim has been
         resolved since, is a late copy of a request that nobody waits for any more, and gets nothing.
         """
         last_serial, last_id = self._last.get(pipeline, (0, 0))
         if serial == last_serial:
-            return self._open.get(last_id)
+            return self._stepped(last_id, step)
         if serial < last_serial or samples < 1 or not self._free:
             return None
         begin, end = self._free.first()
         end = min(end, begin + samples)
         self._free.remove(begin, end)
         self._num_claims += 1
-        claim = Claim(self._num_claims, pipeline, begin, end)
+        claim = Claim(self._num_claims, pipeline, begin, end, step)
         self._open[claim.id] = claim
         self._last[pipeline] = (serial, claim.id)
         return claim
 
-    def answer(self, pipeline: str, samples: int, serial: int) -> ClaimAnswer:
+    def answer(self, pipeline: str, samples: int, serial: int, step: int = 0) -> ClaimAnswer:
         """`claim`, and in its place the reason why there is none."""
-        claim = self.claim(pipeline, samples, serial)
+        claim = self.claim(pipeline, samples, serial, step)
         last = self.last_serial(pipeline)
         if claim is not None:
             return ClaimAnswer(claim, serial=last)
@@ -188,10 +204,79 @@ class Ledger:
             self._give_back(claim)
         return sum(claim.samples for claim in claims)
 
+    def refuse(self, claim_id: int) -> bool:
+        """Training on the claim's samples fails: they are skipped. True when that was, or already is, so.
+
+        The claims that the pipeline got after it are for one step less.
+        """
+        claim = self._open.pop(claim_id, None)
+        if claim is None:
+            return claim_id in self._claims_given_back
+        self._claims_given_back.add(claim_id, claim_id + 1)
+        self._skipped.add(claim.begin, claim.end)
+        for later in list(self._open.values()):
+            if later.pipeline == claim.pipeline and later.id > claim_id:
+                self._stepped(later.id, max(0, later.step - 1))
+        return True
+
+    def _stepped(self, claim_id: int, step: int) -> Claim | None:
+        """The claim, if it is open, for that step."""
+        claim = self._open.get(claim_id)
+        if claim is not None:
+            claim = self._open[claim_id] = replace(claim, step=step)
+        return claim
+
+    def close(self, pipeline: str, last_claim: int) -> tuple[int, int]:
+        """The pipeline has committed its claims up to that one and commits no more: book those, give the others back.
+
+        How many positions each were; claims that are resolved already are in neither.
+        """
+        booked = 0
+        for claim in [claim for claim in self._open.values() if claim.pipeline == pipeline and claim.id <= last_claim]:
+            self.resolve(claim.id, True)
+            booked += claim.samples
+        return booked, self.release(pipeline)
+
     def _commit(self, claim: Claim) -> None:
         self.doubled += self._committed.overlap(claim.begin, claim.end)
         self._committed.add(claim.begin, claim.end)
         self._free.remove(claim.begin, claim.end)
+        if claim.step:
+            self._steps.add(claim.pipeline, claim.step, claim.begin, claim.end)
+
+    def forget(self, steps: Mapping[str, int] | None) -> None:
+        """Nobody will go back to before these steps of the pipelines: every checkpoint has them. None: nor to any."""
+        if steps is None:
+            self._steps.keep([])
+        else:
+            self._steps.forget(steps)
+
+    def roll_back(self, steps: Mapping[str, int]) -> int:
+        """Go back to the moment at which exactly these steps of the pipelines, and all before them, were committed; of
+        other pipelines nothing that is remembered was. All claims end; how many positions are free again.
+
+        What was on its way counts too: a step may be in a checkpoint before its trainer has booked it.
+        """
+        before = self.committed
+        claims = [*self._open.values(), *self._released.values()]
+        under_way: list[Entry] = [(c.pipeline, c.step, c.begin, c.end) for c in claims if c.step]
+        known = [*self._steps, *under_way]
+        kept = [entry for entry in known if entry[1] <= steps.get(entry[0], 0)]
+        for _, _, begin, end in self._steps:
+            self._committed.remove(begin, end)
+        for _, _, begin, end in kept:
+            self._committed.add(begin, end)
+        for claim in claims:
+            self._claims_given_back.add(claim.id, claim.id + 1)
+        self._steps.keep(kept)
+        self._open.clear()
+        self._released.clear()
+        # Whoever still speaks of a claim from before speaks of another life of the run.
+        self._num_claims += ID_GAP
+        self._free = IntervalSet([(0, self.budget)])
+        for begin, end in [*self._committed, *self._skipped]:
+            self._free.remove(begin, end)
+        return before - self.committed
 
     def _give_back(self, claim: Claim) -> None:
         self._claims_given_back.add(claim.id, claim.id + 1)
@@ -212,6 +297,8 @@ class Ledger:
             tuple(self._open.values()),
             tuple(self._released.values()),
             tuple((pipeline, serial, claim) for pipeline, (serial, claim) in self._last.items()),
+            tuple(self._skipped),
+            self._steps.to_text(),
         )
 
     @classmethod
@@ -227,7 +314,9 @@ class Ledger:
         ledger._open = {claim.id: claim for claim in snapshot.open}
         ledger._released = {claim.id: claim for claim in snapshot.released}
         ledger._last = {pipeline: (serial, claim) for pipeline, serial, claim in snapshot.last}
-        taken = [*snapshot.committed, *((claim.begin, claim.end) for claim in snapshot.open)]
+        ledger._skipped = IntervalSet(snapshot.skipped)
+        ledger._steps = StepLog.of(snapshot.steps)
+        taken = [*snapshot.committed, *snapshot.skipped, *((claim.begin, claim.end) for claim in snapshot.open)]
         for begin, end in taken:
             if not 0 <= begin < end <= snapshot.budget:
                 raise StateError(f"the ledger speaks of samples {begin} to {end} of a budget of {snapshot.budget}")

@@ -17,6 +17,9 @@ CLAIM = Method(SERVICE, "Claim")
 RESOLVE = Method(SERVICE, "Resolve")
 BOOKS = Method(SERVICE, "Books")
 
+MAX_REASON = 500
+"""Characters of the reason of a refusal; the rest is cut off."""
+
 MAX_SAMPLES = 1 << 20
 """Samples of one claim; far more than a batch has."""
 
@@ -29,11 +32,12 @@ class ClaimRequest:
     pipeline: str
     samples: int
     serial: int
+    step: int = 0
 
     def encode(self) -> bytes:
         """As it travels."""
         return data_pb2.ClaimRequest(
-            run=_run(self.run), pipeline=self.pipeline, samples=self.samples, serial=self.serial
+            run=_run(self.run), pipeline=self.pipeline, samples=self.samples, serial=self.serial, step=self.step
         ).SerializeToString()
 
     @classmethod
@@ -43,21 +47,22 @@ class ClaimRequest:
         _parse(message, data)
         if not message.pipeline or not message.serial or not 1 <= message.samples <= MAX_SAMPLES:
             raise MessageError("a claim must name its pipeline, a serial from 1 on and the number of samples")
-        return cls(_run_id(message.run), message.pipeline, message.samples, message.serial)
+        return cls(_run_id(message.run), message.pipeline, message.samples, message.serial, message.step)
 
 
 @dataclass(frozen=True)
 class ResolveRequest:
-    """A claim's samples are in committed parameters, or are given back."""
+    """A claim's samples are in committed parameters, or are given back; or skipped, for the reason in `refused`."""
 
     run: RunId
     claim: int
     is_committed: bool
+    refused: str = ""
 
     def encode(self) -> bytes:
         """As it travels."""
         return data_pb2.ResolveRequest(
-            run=_run(self.run), claim=self.claim, committed=self.is_committed
+            run=_run(self.run), claim=self.claim, committed=self.is_committed, refused=self.refused[:MAX_REASON]
         ).SerializeToString()
 
     @classmethod
@@ -67,7 +72,9 @@ class ResolveRequest:
         _parse(message, data)
         if not message.claim:
             raise MessageError("which claim is to be resolved is missing")
-        return cls(_run_id(message.run), message.claim, message.committed)
+        if message.committed and message.refused:
+            raise MessageError(f"claim {message.claim} is both committed and refused")
+        return cls(_run_id(message.run), message.claim, message.committed, message.refused[:MAX_REASON])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 from distqat.data.ledger import Ledger
@@ -21,6 +22,8 @@ from distqat.errors import WrongRunError
 from distqat.ids import RunId
 from distqat.rpc.transport import Caller, Service
 
+log = logging.getLogger(__name__)
+
 
 def data_service(run: RunId, ledger: Ledger, save: Callable[[], Awaitable[None]] | None = None) -> Service:
     """Answers `Claim` and `Resolve` from this ledger; trainers of another run are refused.
@@ -36,7 +39,7 @@ def data_service(run: RunId, ledger: Ledger, save: Callable[[], Awaitable[None]]
     async def claim(data: bytes, _: Caller) -> bytes:
         request = ClaimRequest.decode(data)
         check(request.run)
-        answer = ledger.answer(request.pipeline, request.samples, request.serial)
+        answer = ledger.answer(request.pipeline, request.samples, request.serial, request.step)
         if save is not None and answer.claim is not None:
             await save()
         return encode_answer(answer)
@@ -44,7 +47,11 @@ def data_service(run: RunId, ledger: Ledger, save: Callable[[], Awaitable[None]]
     async def resolve(data: bytes, _: Caller) -> bytes:
         request = ResolveRequest.decode(data)
         check(request.run)
-        accepted = ledger.resolve(request.claim, request.is_committed)
+        if request.refused:
+            accepted = ledger.refuse(request.claim)
+            log.warning("the samples of claim %d are skipped: %s", request.claim, request.refused)
+        else:
+            accepted = ledger.resolve(request.claim, request.is_committed)
         if save is not None:
             await save()
         return ResolveAnswer(accepted, ledger.committed).encode()

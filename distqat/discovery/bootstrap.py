@@ -11,7 +11,7 @@ from distqat.aio import Backoff
 from distqat.discovery.crawl import NodeCrawl
 from distqat.discovery.keys import KEY_BYTES
 from distqat.discovery.protocol import DhtProtocol, to_contact
-from distqat.errors import DistqatError
+from distqat.errors import DistqatError, ProtocolError
 from distqat.ids import Endpoint
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,9 @@ class Bootstrap:
 
     def __init__(self, protocol: DhtProtocol, random: Random, on_met: Callable[[], None]) -> None:
         self.state: dict[Endpoint, str] = {}
+        self.twin: Endpoint | None = None  # Where another daemon answers under the own id; None: nowhere.
         self.has_refreshed = False  # Peers from before have been tried once.
+        self._refused: set[Endpoint] = set()  # Addresses where another version of the protocol is spoken.
         self._protocol = protocol
         self._random = random
         self._on_met = on_met  # Called when a part of the swarm was met that was not known.
@@ -52,6 +54,12 @@ class Bootstrap:
     def is_hopeless(self) -> bool:
         """Nobody was named who might still answer, and of the peers from before none does."""
         return self.has_refreshed and all(state == ITSELF for state in self.state.values())
+
+    @property
+    def version_refusal(self) -> str:
+        """What the last address says, if all that were given speak another version of the protocol; else empty."""
+        others = [endpoint for endpoint, state in self.state.items() if state != ITSELF]
+        return self.state[others[-1]] if others and self._refused >= set(others) else ""
 
     def add(self, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
         """Addresses to be joined through; those among them that are new."""
@@ -102,9 +110,13 @@ class Bootstrap:
         try:
             contact = await self._protocol.greet(endpoint)
         except DistqatError as error:
+            (self._refused.add if isinstance(error, ProtocolError) else self._refused.discard)(endpoint)
             self._note(endpoint, error.reason)
             return False
+        self._refused.discard(endpoint)
         if contact.id == self._protocol.own.id:
+            if contact.endpoint != self._protocol.own.endpoint:
+                self.twin = contact.endpoint
             self._note(endpoint, ITSELF)
             return True
         self._note(endpoint, JOINED)

@@ -119,6 +119,16 @@ class DhtNode:
         return not self.num_nodes and self._bootstrap.is_hopeless
 
     @property
+    def twin(self) -> Endpoint | None:
+        """Where another daemon answers with the key of this one; None: nowhere, as far as is known."""
+        return self._bootstrap.twin
+
+    @property
+    def version_refusal(self) -> str:
+        """Why nobody can be met: all addresses that were given speak another version of the protocol; else empty."""
+        return self._bootstrap.version_refusal
+
+    @property
     def num_nodes(self) -> int:
         """Other nodes in the routing table."""
         return len(self._protocol.router)

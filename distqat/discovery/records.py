@@ -34,7 +34,10 @@ class ConfigRecord:
 
 @dataclass(frozen=True)
 class ExpertRecord:
-    """What an expert does now; without a seat it is a spare, and `stage` counts only if it is pinned."""
+    """What an expert does now; without a seat it is a spare, and `stage` counts only if it is pinned.
+
+    `follows` is the stage of which a spare keeps a copy, complete if it is `warm`.
+    """
 
     endpoint: Endpoint
     seated: bool = False
@@ -45,6 +48,8 @@ class ExpertRecord:
     digest: str = ""
     pinned: bool = False
     reason: str = ""
+    follows: StageIndex | None = None
+    warm: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ T = TypeVar("T")
 INBOX = 64
 """Jobs of one priority that may wait; who comes then waits for room."""
 
+RECENT = 256
+"""Jobs of which the longest is told: what took long once, as the first one does, is forgotten."""
+
 
 class Priority(IntEnum):
     """What goes first; a lower number is more urgent."""
@@ -46,7 +49,7 @@ class DeviceStatistics:
     busy_seconds: float
     """Of the jobs that are done."""
     longest_seconds: float
-    """Of the longest job that is done."""
+    """Of the longest of the last jobs that are done."""
     busy_since: float | None
     """When the running job began; None when idle."""
 
@@ -94,7 +97,7 @@ class Device:
         self._busy_since: float | None = None  # When the running job began; None when idle.
         self._jobs = 0
         self._busy_seconds = 0.0
-        self._longest_seconds = 0.0
+        self._recent: deque[float] = deque(maxlen=RECENT)  # Seconds of the last jobs.
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -155,7 +158,8 @@ class Device:
         """A frozen look; may be taken from any thread."""
         with self._lock:
             waiting = sum(len(queue) for queue in self._waiting.values())
-            return DeviceStatistics(self._jobs, waiting, self._busy_seconds, self._longest_seconds, self._busy_since)
+            longest = max(self._recent, default=0.0)
+            return DeviceStatistics(self._jobs, waiting, self._busy_seconds, longest, self._busy_since)
 
     def _put(self, job: _Job, priority: Priority) -> None:
         with self._lock:
@@ -215,7 +219,7 @@ class Device:
             self._busy_since = None
             self._jobs += 1
             self._busy_seconds += seconds
-            self._longest_seconds = max(self._longest_seconds, seconds)
+            self._recent.append(seconds)
 
 
 def find(name: str) -> torch.device:

@@ -216,6 +216,7 @@ class JoinRequest(_message.Message):
     HAS_VOICE_FIELD_NUMBER: _builtins.int
     DOUBT_FIELD_NUMBER: _builtins.int
     CONTACTS_FIELD_NUMBER: _builtins.int
+    ORIGINS_FIELD_NUMBER: _builtins.int
     peer: _builtins.str
     """The sibling."""
     samples: _builtins.int
@@ -252,6 +253,10 @@ class JoinRequest(_message.Message):
     def contacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contact]:
         """Siblings of the group of the round before that its directory has lost."""
 
+    @_builtins.property
+    def origins(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StepRef]:
+        """The last step of each pipeline that its pseudo-gradient stands for."""
+
     def __init__(
         self,
         *,
@@ -268,10 +273,11 @@ class JoinRequest(_message.Message):
         has_voice: _builtins.bool = ...,
         doubt: Global___Doubt | None = ...,
         contacts: _abc.Iterable[Global___Contact] | None = ...,
+        origins: _abc.Iterable[_common_pb2.StepRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["doubt", b"doubt", "endpoint", b"endpoint", "rates", b"rates", "round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "codec", b"codec", "contacts", b"contacts", "digest", b"digest", "doubt", b"doubt", "elements", b"elements", "endpoint", b"endpoint", "has_voice", b"has_voice", "norm", b"norm", "peer", b"peer", "rates", b"rates", "round", b"round", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "codec", b"codec", "contacts", b"contacts", "digest", b"digest", "doubt", b"doubt", "elements", b"elements", "endpoint", b"endpoint", "has_voice", b"has_voice", "norm", b"norm", "origins", b"origins", "peer", b"peer", "rates", b"rates", "round", b"round", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,6 +296,7 @@ class Member(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     NORM_FIELD_NUMBER: _builtins.int
     FACTOR_FIELD_NUMBER: _builtins.int
+    ORIGINS_FIELD_NUMBER: _builtins.int
     peer: _builtins.str
     """The sibling."""
     samples: _builtins.int
@@ -306,6 +313,10 @@ class Member(_message.Message):
     def endpoint(self) -> _common_pb2.Endpoint:
         """Where it answers."""
 
+    @_builtins.property
+    def origins(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StepRef]:
+        """The last step of each pipeline that its contribution stands for."""
+
     def __init__(
         self,
         *,
@@ -316,10 +327,11 @@ class Member(_message.Message):
         end: _builtins.int = ...,
         norm: _builtins.float = ...,
         factor: _builtins.float = ...,
+        origins: _abc.Iterable[_common_pb2.StepRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "endpoint", b"endpoint", "factor", b"factor", "norm", b"norm", "peer", b"peer", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "endpoint", b"endpoint", "factor", b"factor", "norm", b"norm", "origins", b"origins", "peer", b"peer", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

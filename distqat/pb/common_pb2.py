@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64istqat/pb/common.proto\x12\ndistqat.v1\"&\n\x08\x45ndpoint\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"&\n\x06RunRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"e\n\x0cTensorHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x0b\n\x03raw\x18\x06 \x01(\x04\"&\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\"3\n\x05\x46\x61ult\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64istqat/pb/common.proto\x12\ndistqat.v1\"&\n\x08\x45ndpoint\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"&\n\x06RunRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\")\n\x07StepRef\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\"e\n\x0cTensorHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x0b\n\x03raw\x18\x06 \x01(\x04\"&\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\"3\n\x05\x46\x61ult\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENDPOINT']._serialized_end=77
   _globals['_RUNREF']._serialized_start=79
   _globals['_RUNREF']._serialized_end=117
-  _globals['_TENSORHEADER']._serialized_start=119
-  _globals['_TENSORHEADER']._serialized_end=220
-  _globals['_CHUNK']._serialized_start=222
-  _globals['_CHUNK']._serialized_end=260
-  _globals['_FAULT']._serialized_start=262
-  _globals['_FAULT']._serialized_end=313
+  _globals['_STEPREF']._serialized_start=119
+  _globals['_STEPREF']._serialized_end=160
+  _globals['_TENSORHEADER']._serialized_start=162
+  _globals['_TENSORHEADER']._serialized_end=263
+  _globals['_CHUNK']._serialized_start=265
+  _globals['_CHUNK']._serialized_end=303
+  _globals['_FAULT']._serialized_start=305
+  _globals['_FAULT']._serialized_end=356
 # @@protoc_insertion_point(module_scope)

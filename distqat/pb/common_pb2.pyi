@@ -71,6 +71,32 @@ class RunRef(_message.Message):
 Global___RunRef: _TypeAlias = RunRef  # noqa: Y015
 
 @_typing.final
+class StepRef(_message.Message):
+    """A step of a pipeline; of what has it, all steps of the pipeline before it count too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """The pipeline."""
+    step: _builtins.int
+    """Its step, counted from 1."""
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepRef: _TypeAlias = StepRef  # noqa: Y015
+
+@_typing.final
 class TensorHeader(_message.Message):
     """One tensor inside the payload of a frame sequence; tensors lie in the payload in the order of their headers."""
 

@@ -162,6 +162,7 @@ class PeerStatus(_message.Message):
     KNOWN_PEERS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REACHABLE_FIELD_NUMBER: _builtins.int
+    WORK_SECONDS_FIELD_NUMBER: _builtins.int
     peer: _builtins.str
     """Its id."""
     version: _builtins.str
@@ -174,6 +175,8 @@ class PeerStatus(_message.Message):
     """What the daemon as a whole is doing or waiting for."""
     reachable: _builtins.bool
     """False when it could not be asked; the reason says why."""
+    work_seconds: _builtins.float
+    """Seconds of its longest unit of work lately; its lease lasts at least a few times as long."""
     @_builtins.property
     def endpoint(self) -> _common_pb2.Endpoint:
         """Where it answers."""
@@ -203,10 +206,11 @@ class PeerStatus(_message.Message):
         known_peers: _builtins.int = ...,
         reason: _builtins.str = ...,
         reachable: _builtins.bool = ...,
+        work_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "idle_seconds", b"idle_seconds", "known_peers", b"known_peers", "peer", b"peer", "reachable", b"reachable", "reason", b"reason", "roles", b"roles", "run", b"run", "traffic", b"traffic", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "idle_seconds", b"idle_seconds", "known_peers", b"known_peers", "peer", b"peer", "reachable", b"reachable", "reason", b"reason", "roles", b"roles", "run", b"run", "traffic", b"traffic", "version", b"version", "work_seconds", b"work_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,6 +228,7 @@ class RoleStatus(_message.Message):
     EXPERT_FIELD_NUMBER: _builtins.int
     PIPELINES_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Name of the role."""
     phase: _builtins.str
@@ -242,6 +247,10 @@ class RoleStatus(_message.Message):
     def run(self) -> Global___RunStatus:
         """Facts of a client."""
 
+    @_builtins.property
+    def checkpoints(self) -> Global___CheckpointStatus:
+        """Checkpoints of an expert or a mirror; absent while it knows of no run."""
+
     def __init__(
         self,
         *,
@@ -251,14 +260,211 @@ class RoleStatus(_message.Message):
         expert: Global___ExpertStatus | None = ...,
         pipelines: _abc.Iterable[Global___PipelineStatus] | None = ...,
         run: Global___RunStatus | None = ...,
+        checkpoints: Global___CheckpointStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expert", b"expert", "run", b"run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "expert", b"expert", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert", b"expert", "phase", b"phase", "pipelines", b"pipelines", "reason", b"reason", "role", b"role", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "expert", b"expert", "phase", b"phase", "pipelines", b"pipelines", "reason", b"reason", "role", b"role", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoleStatus: _TypeAlias = RoleStatus  # noqa: Y015
+
+@_typing.final
+class CheckpointStatus(_message.Message):
+    """The checkpoints of a daemon."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    age: _builtins.float
+    """Seconds since the newest was written; zero if there is none."""
+    fault: _builtins.str
+    """Why the last one could not be written, or which one could not be read; empty if all is well."""
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpoint]:
+        """Those that are whole, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
+        age: _builtins.float = ...,
+        fault: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "checkpoints", b"checkpoints", "fault", b"fault"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointStatus: _TypeAlias = CheckpointStatus  # noqa: Y015
+
+@_typing.final
+class Checkpoint(_message.Message):
+    """A checkpoint of a stage that is whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    stage: _builtins.int
+    """Index of the stage."""
+    round: _builtins.int
+    """Rounds committed."""
+    digest: _builtins.str
+    """Hex digest of the committed state as it comes out of the checkpoint."""
+    @_builtins.property
+    def cut(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StepRef]:
+        """The last step of each pipeline that is in it."""
+
+    @_builtins.property
+    def local(self) -> _common_pb2.StepRef:
+        """Where the pipeline was of which it has the local state too; absent: it has none."""
+
+    @_builtins.property
+    def verdict(self) -> _pipeline_pb2.Verdict:
+        """The verdict on that step."""
+
+    def __init__(
+        self,
+        *,
+        stage: _builtins.int = ...,
+        round: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        cut: _abc.Iterable[_common_pb2.StepRef] | None = ...,
+        local: _common_pb2.StepRef | None = ...,
+        verdict: _pipeline_pb2.Verdict | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["local", b"local", "verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "digest", b"digest", "local", b"local", "round", b"round", "stage", b"stage", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+
+@_typing.final
+class Load(_message.Message):
+    """What is to be loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    WITH_LOCAL_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """Rounds committed."""
+    digest: _builtins.str
+    """Hex digest, as in the checkpoint."""
+    with_local: _builtins.bool
+    """True: its pipeline goes on at the step of the local state. False: what is committed counts."""
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        with_local: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "round", b"round", "with_local", b"with_local"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class LoadRequest(_message.Message):
+    """Asks an expert to take a stage out of a checkpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    stage: _builtins.int
+    """Index of the stage."""
+    @_builtins.property
+    def run(self) -> _common_pb2.RunRef:
+        """The run; another one is refused."""
+
+    @_builtins.property
+    def load(self) -> Global___Load:
+        """Which checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        run: _common_pb2.RunRef | None = ...,
+        stage: _builtins.int = ...,
+        load: Global___Load | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "run", b"run", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadRequest: _TypeAlias = LoadRequest  # noqa: Y015
+
+@_typing.final
+class LoadReply(_message.Message):
+    """What the expert does now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def expert(self) -> Global___ExpertStatus:
+        """Its facts."""
+
+    def __init__(
+        self,
+        *,
+        expert: Global___ExpertStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expert", b"expert"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert", b"expert"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadReply: _TypeAlias = LoadReply  # noqa: Y015
+
+@_typing.final
+class Begin(_message.Message):
+    """Where a pipeline begins that goes on where another was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The last step of that one."""
+    @_builtins.property
+    def verdict(self) -> _pipeline_pb2.Verdict:
+        """The verdict on it."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        verdict: _pipeline_pb2.Verdict | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Begin: _TypeAlias = Begin  # noqa: Y015
 
 @_typing.final
 class ExpertStatus(_message.Message):
@@ -281,6 +487,10 @@ class ExpertStatus(_message.Message):
     TIMES_FIELD_NUMBER: _builtins.int
     BESIDE_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    FOLLOWS_FIELD_NUMBER: _builtins.int
+    WARM_FIELD_NUMBER: _builtins.int
+    UPLINK_FIELD_NUMBER: _builtins.int
+    DOWNLINK_FIELD_NUMBER: _builtins.int
     seated: _builtins.bool
     """True while it holds a stage."""
     stage: _builtins.int
@@ -307,6 +517,14 @@ class ExpertStatus(_message.Message):
     """True while a round is under way and steps go on beside it."""
     replayed: _builtins.int
     """Rounds that it missed and replayed."""
+    follows: _builtins.int
+    """Index of the stage whose commits a spare follows; absent: of none."""
+    warm: _builtins.bool
+    """True when what it follows is complete: to take that stage moves no parameters."""
+    uplink: _builtins.float
+    """Measured bytes a second that its daemon sends at most; zero while unknown."""
+    downlink: _builtins.float
+    """Measured bytes a second that its daemon receives at most; zero while unknown."""
     @_builtins.property
     def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Receipt]:
         """The last rounds, oldest first."""
@@ -333,12 +551,18 @@ class ExpertStatus(_message.Message):
         times: Global___StepTimes | None = ...,
         beside: _builtins.bool = ...,
         replayed: _builtins.int = ...,
+        follows: _builtins.int | None = ...,
+        warm: _builtins.bool = ...,
+        uplink: _builtins.float = ...,
+        downlink: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_follows", b"_follows", "follows", b"follows", "times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beside", b"beside", "digest", b"digest", "parameters", b"parameters", "pinned", b"pinned", "pipeline", b"pipeline", "ready", b"ready", "receipts", b"receipts", "replayed", b"replayed", "round", b"round", "samples_per_second", b"samples_per_second", "seated", b"seated", "stage", b"stage", "stage_name", b"stage_name", "step", b"step", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_follows", b"_follows", "beside", b"beside", "digest", b"digest", "downlink", b"downlink", "follows", b"follows", "parameters", b"parameters", "pinned", b"pinned", "pipeline", b"pipeline", "ready", b"ready", "receipts", b"receipts", "replayed", b"replayed", "round", b"round", "samples_per_second", b"samples_per_second", "seated", b"seated", "stage", b"stage", "stage_name", b"stage_name", "step", b"step", "times", b"times", "uplink", b"uplink", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__follows: _TypeAlias = _typing.Literal["follows"]  # noqa: Y015
+    _WhichOneofArgType__follows: _TypeAlias = _typing.Literal["_follows", b"_follows"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__follows) -> _WhichOneofReturnType__follows | None: ...
 
 Global___ExpertStatus: _TypeAlias = ExpertStatus  # noqa: Y015
 
@@ -534,7 +758,7 @@ class PipelineStatus(_message.Message):
     samples_per_second: _builtins.float
     """Samples per second over the last steps."""
     phase: _builtins.str
-    """"forming", "training", "waiting", "broken", "finished"."""
+    """"forming", "training", "waiting", "broken", "failed", "finished"."""
     reason: _builtins.str
     """Why."""
     evaluation: _builtins.float
@@ -593,6 +817,8 @@ class RunStatus(_message.Message):
     LOST_FIELD_NUMBER: _builtins.int
     PIPELINES_FIELD_NUMBER: _builtins.int
     LOSSES_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
     committed: _builtins.int
     """Samples committed."""
     budget: _builtins.int
@@ -605,6 +831,8 @@ class RunStatus(_message.Message):
     """Positions of the sample order committed more than once; always zero unless something is wrong."""
     lost: _builtins.int
     """Positions below the highest committed one that are neither committed nor open; always zero unless something is wrong."""
+    skipped: _builtins.int
+    """Samples that were given up, because training on them fails whoever tries."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Stages of the model, by name."""
@@ -614,8 +842,12 @@ class RunStatus(_message.Message):
         """Pipelines as planned, stage 0 first in each."""
 
     @_builtins.property
-    def losses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Fault]:
+    def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Loss]:
         """Peers lost, with their reasons, newest last."""
+
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
+        """Leases of the experts and trainers that the client watches."""
 
     def __init__(
         self,
@@ -628,15 +860,81 @@ class RunStatus(_message.Message):
         doubled: _builtins.int = ...,
         lost: _builtins.int = ...,
         pipelines: _abc.Iterable[Global___PipelineStatus] | None = ...,
-        losses: _abc.Iterable[_common_pb2.Fault] | None = ...,
+        losses: _abc.Iterable[Global___Loss] | None = ...,
+        leases: _abc.Iterable[Global___Lease] | None = ...,
+        skipped: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "committed", b"committed", "doubled", b"doubled", "finished", b"finished", "losses", b"losses", "lost", b"lost", "open", b"open", "pipelines", b"pipelines", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "committed", b"committed", "doubled", b"doubled", "finished", b"finished", "leases", b"leases", "losses", b"losses", "lost", b"lost", "open", b"open", "pipelines", b"pipelines", "skipped", b"skipped", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunStatus: _TypeAlias = RunStatus  # noqa: Y015
+
+@_typing.final
+class Loss(_message.Message):
+    """A peer that was lost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    HOW_FIELD_NUMBER: _builtins.int
+    peer: _builtins.str
+    """The peer."""
+    kind: _builtins.str
+    """Name of the error class in distqat/errors.py."""
+    reason: _builtins.str
+    """One human sentence."""
+    how: _builtins.str
+    """"broken connection", "silence", "stuck"."""
+    def __init__(
+        self,
+        *,
+        peer: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        how: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["how", b"how", "kind", b"kind", "peer", b"peer", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Loss: _TypeAlias = Loss  # noqa: Y015
+
+@_typing.final
+class Lease(_message.Message):
+    """The lease of a peer that lives, as its client sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    peer: _builtins.str
+    """The peer."""
+    age: _builtins.float
+    """Seconds since it was last renewed."""
+    seconds: _builtins.float
+    """Seconds after which it is over, if it is not renewed."""
+    def __init__(
+        self,
+        *,
+        peer: _builtins.str = ...,
+        age: _builtins.float = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "peer", b"peer", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lease: _TypeAlias = Lease  # noqa: Y015
 
 @_typing.final
 class Traffic(_message.Message):
@@ -1181,10 +1479,16 @@ class AssignRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     SEATED_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    HEIR_OF_FIELD_NUMBER: _builtins.int
     seated: _builtins.bool
     """True: take the stage. False: become a spare."""
     stage: _builtins.int
     """Index of the stage."""
+    follow: _builtins.bool
+    """True, and not seated: stay a spare, and keep a warm copy of the stage."""
+    heir_of: _builtins.str
+    """Expert that leaves in good order and hands the seat over with all that it holds; empty: nobody does."""
     @_builtins.property
     def run(self) -> _common_pb2.RunRef:
         """The run; another one is refused."""
@@ -1195,10 +1499,12 @@ class AssignRequest(_message.Message):
         run: _common_pb2.RunRef | None = ...,
         seated: _builtins.bool = ...,
         stage: _builtins.int = ...,
+        follow: _builtins.bool = ...,
+        heir_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "seated", b"seated", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "heir_of", b"heir_of", "run", b"run", "seated", b"seated", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1238,10 +1544,14 @@ class DriveRequest(_message.Message):
     PIPELINE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     ROUTE_FIELD_NUMBER: _builtins.int
+    IN_ORDER_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Id of the pipeline."""
     epoch: _builtins.int
     """Route epoch; must grow."""
+    in_order: _builtins.bool
+    """True: finish the steps under way on the present route before it is left."""
     @_builtins.property
     def run(self) -> _common_pb2.RunRef:
         """The run; another one is refused."""
@@ -1250,6 +1560,10 @@ class DriveRequest(_message.Message):
     def route(self) -> _containers.RepeatedCompositeFieldContainer[_pipeline_pb2.Seat]:
         """The route, stage 0 first; empty: stop driving it."""
 
+    @_builtins.property
+    def begin(self) -> Global___Begin:
+        """Where the pipeline goes on, when it is driven for the first time; absent: at its first step."""
+
     def __init__(
         self,
         *,
@@ -1257,10 +1571,12 @@ class DriveRequest(_message.Message):
         pipeline: _builtins.str = ...,
         epoch: _builtins.int = ...,
         route: _abc.Iterable[_pipeline_pb2.Seat] | None = ...,
+        in_order: _builtins.bool = ...,
+        begin: Global___Begin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "pipeline", b"pipeline", "route", b"route", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "epoch", b"epoch", "in_order", b"in_order", "pipeline", b"pipeline", "route", b"route", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1289,3 +1605,128 @@ class DriveReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DriveReply: _TypeAlias = DriveReply  # noqa: Y015
+
+@_typing.final
+class FenceRequest(_message.Message):
+    """Asks an expert to commit no further step of a pipeline, whoever drives it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """Id of the pipeline."""
+    step: _builtins.int
+    """Last step that any stage has committed; who holds all gradients of exactly that one applies it. Zero: not known yet."""
+    @_builtins.property
+    def run(self) -> _common_pb2.RunRef:
+        """The run; another one is refused."""
+
+    @_builtins.property
+    def verdict(self) -> _pipeline_pb2.Verdict:
+        """What was decided of that step."""
+
+    def __init__(
+        self,
+        *,
+        run: _common_pb2.RunRef | None = ...,
+        pipeline: _builtins.str = ...,
+        step: _builtins.int = ...,
+        verdict: _pipeline_pb2.Verdict | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline", "run", b"run", "step", b"step", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FenceRequest: _TypeAlias = FenceRequest  # noqa: Y015
+
+@_typing.final
+class FenceReply(_message.Message):
+    """What an expert has committed of the pipeline; nothing will be added to it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Last step; zero: none here, or it is forgotten."""
+    claim: _builtins.int
+    """Claim that the step's batch was cut from."""
+    @_builtins.property
+    def verdict(self) -> _pipeline_pb2.Verdict:
+        """What was decided of the step."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        claim: _builtins.int = ...,
+        verdict: _pipeline_pb2.Verdict | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "step", b"step", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FenceReply: _TypeAlias = FenceReply  # noqa: Y015
+
+@_typing.final
+class LostRequest(_message.Message):
+    """Tells a daemon that another peer is lost. It comes back with its next record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    peer: _builtins.str
+    """Id of the peer."""
+    reason: _builtins.str
+    """Why, in one sentence."""
+    @_builtins.property
+    def run(self) -> _common_pb2.RunRef:
+        """The run; another one is refused."""
+
+    @_builtins.property
+    def endpoint(self) -> _common_pb2.Endpoint:
+        """Where it answered."""
+
+    def __init__(
+        self,
+        *,
+        run: _common_pb2.RunRef | None = ...,
+        peer: _builtins.str = ...,
+        endpoint: _common_pb2.Endpoint | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "peer", b"peer", "reason", b"reason", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LostRequest: _TypeAlias = LostRequest  # noqa: Y015
+
+@_typing.final
+class LostReply(_message.Message):
+    """It is noted, and nothing waits for that peer any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LostReply: _TypeAlias = LostReply  # noqa: Y015

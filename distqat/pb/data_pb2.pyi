@@ -73,12 +73,15 @@ class ClaimRequest(_message.Message):
     PIPELINE_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     SERIAL_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """The pipeline that will train on them."""
     samples: _builtins.int
     """Samples wanted."""
     serial: _builtins.int
     """Number of the request on this pipeline, so that a repeated request gets the same answer while its claim is open."""
+    step: _builtins.int
+    """The pipeline's step for which they are."""
     @_builtins.property
     def run(self) -> _common_pb2.RunRef:
         """The run; another one is refused."""
@@ -90,10 +93,11 @@ class ClaimRequest(_message.Message):
         pipeline: _builtins.str = ...,
         samples: _builtins.int = ...,
         serial: _builtins.int = ...,
+        step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline", "run", b"run", "samples", b"samples", "serial", b"serial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline", "run", b"run", "samples", b"samples", "serial", b"serial", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -150,10 +154,13 @@ class ResolveRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     claim: _builtins.int
     """The claim."""
     committed: _builtins.bool
     """True: trained and committed. False: given back, somebody else trains on it."""
+    refused: _builtins.str
+    """Why nobody should train on it: it fails again and again. Empty: it does not."""
     @_builtins.property
     def run(self) -> _common_pb2.RunRef:
         """The run."""
@@ -164,10 +171,11 @@ class ResolveRequest(_message.Message):
         run: _common_pb2.RunRef | None = ...,
         claim: _builtins.int = ...,
         committed: _builtins.bool = ...,
+        refused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "committed", b"committed", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "committed", b"committed", "refused", b"refused", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -436,6 +436,8 @@ class ExpertRecord(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FOLLOWS_FIELD_NUMBER: _builtins.int
+    WARM_FIELD_NUMBER: _builtins.int
     seated: _builtins.bool
     """True while it holds a stage."""
     stage: _builtins.int
@@ -452,6 +454,10 @@ class ExpertRecord(_message.Message):
     """True when it asked for this stage itself (--stage)."""
     reason: _builtins.str
     """What it is doing or waiting for, in one sentence."""
+    follows: _builtins.int
+    """Index of the stage whose commits a spare follows; absent: of none."""
+    warm: _builtins.bool
+    """True when what it follows is complete: to take that stage moves no parameters."""
     @_builtins.property
     def endpoint(self) -> _common_pb2.Endpoint:
         """Where it answers."""
@@ -468,12 +474,16 @@ class ExpertRecord(_message.Message):
         digest: _builtins.str = ...,
         pinned: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        follows: _builtins.int | None = ...,
+        warm: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_follows", b"_follows", "endpoint", b"endpoint", "follows", b"follows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "endpoint", b"endpoint", "pinned", b"pinned", "ready", b"ready", "reason", b"reason", "round", b"round", "seated", b"seated", "stage", b"stage", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_follows", b"_follows", "digest", b"digest", "endpoint", b"endpoint", "follows", b"follows", "pinned", b"pinned", "ready", b"ready", "reason", b"reason", "round", b"round", "seated", b"seated", "stage", b"stage", "step", b"step", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__follows: _TypeAlias = _typing.Literal["follows"]  # noqa: Y015
+    _WhichOneofArgType__follows: _TypeAlias = _typing.Literal["_follows", b"_follows"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__follows) -> _WhichOneofReturnType__follows | None: ...
 
 Global___ExpertRecord: _TypeAlias = ExpertRecord  # noqa: Y015
 

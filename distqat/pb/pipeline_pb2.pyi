@@ -364,6 +364,7 @@ class Microbatch(_message.Message):
     TENSORS_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     SENT_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step to which it belongs, counted from 1."""
     index: _builtins.int
@@ -380,6 +381,8 @@ class Microbatch(_message.Message):
     """Part of the run's budget, 0 to 1, that lay before the step: the clock of the learning rate."""
     sent: _builtins.float
     """Seconds of the sender's clock when it left."""
+    claim: _builtins.int
+    """Claim on the run's samples that the step's batch was cut from; zero: none."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TensorHeader]:
         """The tensors in the payload: "hidden" (or "inputs" at stage 0) and the targets."""
@@ -396,10 +399,11 @@ class Microbatch(_message.Message):
         tensors: _abc.Iterable[_common_pb2.TensorHeader] | None = ...,
         progress: _builtins.float = ...,
         sent: _builtins.float = ...,
+        claim: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_samples", b"batch_samples", "count", b"count", "index", b"index", "progress", b"progress", "samples", b"samples", "sent", b"sent", "step", b"step", "tensors", b"tensors", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_samples", b"batch_samples", "claim", b"claim", "count", b"count", "index", b"index", "progress", b"progress", "samples", b"samples", "sent", b"sent", "step", b"step", "tensors", b"tensors", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

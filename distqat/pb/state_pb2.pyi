@@ -20,6 +20,206 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class AwaitRequest(_message.Message):
+    """Asks for news of the committed state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    stage: _builtins.int
+    """Index of the stage."""
+    digest: _builtins.str
+    """Hex digest of the state that the asker holds; empty: none."""
+    @_builtins.property
+    def run(self) -> _common_pb2.RunRef:
+        """The run; another one is refused."""
+
+    def __init__(
+        self,
+        *,
+        run: _common_pb2.RunRef | None = ...,
+        stage: _builtins.int = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "run", b"run", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitRequest: _TypeAlias = AwaitRequest  # noqa: Y015
+
+@_typing.final
+class AwaitReply(_message.Message):
+    """What is committed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """Rounds committed."""
+    digest: _builtins.str
+    """Hex digest of the whole state."""
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitReply: _TypeAlias = AwaitReply  # noqa: Y015
+
+@_typing.final
+class CopyRequest(_message.Message):
+    """Asks for a copy of the local state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    IS_LAST_FIELD_NUMBER: _builtins.int
+    stage: _builtins.int
+    """Index of the stage."""
+    is_last: _builtins.bool
+    """True: the asker takes the seat over. The copy is made when no route runs through the stage any more, and whoever
+    gave it leaves.
+    """
+    @_builtins.property
+    def run(self) -> _common_pb2.RunRef:
+        """The run; another one is refused."""
+
+    def __init__(
+        self,
+        *,
+        run: _common_pb2.RunRef | None = ...,
+        stage: _builtins.int = ...,
+        is_last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_last", b"is_last", "run", b"run", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyRequest: _TypeAlias = CopyRequest  # noqa: Y015
+
+@_typing.final
+class CopyFrame(_message.Message):
+    """Part of a copy. Written and read by hand around the payload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    payload: _builtins.bytes
+    """Part of the tensors, which lie one behind the other."""
+    @_builtins.property
+    def header(self) -> Global___CopyHeader:
+        """What it is."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___CopyHeader | None = ...,
+        payload: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "payload", b"payload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyFrame: _TypeAlias = CopyFrame  # noqa: Y015
+
+@_typing.final
+class CopyHeader(_message.Message):
+    """The first frame says what the copy is of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COPY_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    hash: _builtins.bytes
+    """xxh3-128 of the payload."""
+    @_builtins.property
+    def copy(self) -> Global___CopyManifest:
+        """The copy."""
+
+    @_builtins.property
+    def chunk(self) -> _common_pb2.Chunk:
+        """Where the payload belongs."""
+
+    def __init__(
+        self,
+        *,
+        copy: Global___CopyManifest | None = ...,
+        chunk: _common_pb2.Chunk | None = ...,
+        hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "copy", b"copy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "copy", b"copy", "hash", b"hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyHeader: _TypeAlias = CopyHeader  # noqa: Y015
+
+@_typing.final
+class CopyManifest(_message.Message):
+    """The local state of a stage between two steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    ORIGINS_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Steps that are in it, of the pipeline that the stage served."""
+    digest: _builtins.str
+    """Hex digest of the committed state at which its values began."""
+    steps: _builtins.int
+    """Steps since the last round began."""
+    layout: _builtins.str
+    """Hex digest of the names, types and shapes of its tensors, which have to be those of the asker's stage."""
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Samples that the values of each fragment stand for beyond that state, in the order of the fragments."""
+
+    @_builtins.property
+    def origins(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StepRef]:
+        """Up to which step of which pipeline the samples go."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        samples: _abc.Iterable[_builtins.int] | None = ...,
+        steps: _builtins.int = ...,
+        layout: _builtins.str = ...,
+        origins: _abc.Iterable[_common_pb2.StepRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "layout", b"layout", "origins", b"origins", "samples", b"samples", "step", b"step", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyManifest: _TypeAlias = CopyManifest  # noqa: Y015
+
+@_typing.final
 class DescribeRequest(_message.Message):
     """Asks what a donor has."""
 
@@ -62,6 +262,7 @@ class Manifest(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Rounds committed."""
     digest: _builtins.str
@@ -76,6 +277,10 @@ class Manifest(_message.Message):
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartManifest]:
         """The fragments, in order."""
 
+    @_builtins.property
+    def cut(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StepRef]:
+        """The last step of each pipeline that is in it."""
+
     def __init__(
         self,
         *,
@@ -84,10 +289,11 @@ class Manifest(_message.Message):
         members: _abc.Iterable[_builtins.str] | None = ...,
         chunk_bytes: _builtins.int = ...,
         parts: _abc.Iterable[Global___PartManifest] | None = ...,
+        cut: _abc.Iterable[_common_pb2.StepRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "digest", b"digest", "members", b"members", "parts", b"parts", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "cut", b"cut", "digest", b"digest", "members", b"members", "parts", b"parts", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -318,6 +524,7 @@ class KeptRound(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    ORIGINS_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Rounds committed before it."""
     before: _builtins.str
@@ -330,6 +537,10 @@ class KeptRound(_message.Message):
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Members of the group that committed it, in order."""
 
+    @_builtins.property
+    def origins(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StepRef]:
+        """The last step of each pipeline that its contributions stood for, in their order."""
+
     def __init__(
         self,
         *,
@@ -338,10 +549,11 @@ class KeptRound(_message.Message):
         digest: _builtins.str = ...,
         members: _abc.Iterable[_builtins.str] | None = ...,
         codec: _builtins.str = ...,
+        origins: _abc.Iterable[_common_pb2.StepRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "codec", b"codec", "digest", b"digest", "members", b"members", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "codec", b"codec", "digest", b"digest", "members", b"members", "origins", b"origins", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

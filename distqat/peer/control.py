@@ -7,10 +7,15 @@ from typing import Protocol, cast
 
 from distqat import __version__
 from distqat.errors import DistqatError, RefusedError
-from distqat.ids import Endpoint, PipelineId, Seat, StageIndex
+from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
+from distqat.model.agreement import Verdict
 from distqat.peer.roster import Roster
 from distqat.roles import messages
+from distqat.roles.checkpoint.messages import LOAD, LoadReply, LoadRequest
+from distqat.roles.checkpoint.words import Begin, Load
 from distqat.roles.context import RoleContext, RoleOptions
+from distqat.roles.events.messages import EVENTS, EventsReply, EventsRequest
+from distqat.roles.orders import Order
 from distqat.roles.remote import Remote
 from distqat.roles.status import ExpertStatus, PeerStatus, PipelineStatus, Traffic
 from distqat.rpc.transport import Caller, Service
@@ -26,16 +31,34 @@ SWARM_CONCURRENCY = 32
 class AssignableRole(Protocol):
     """The expert, as the client's orders reach it."""
 
-    async def assign(self, stage: StageIndex | None) -> ExpertStatus:
-        """Take this stage, or none."""
+    async def assign(self, order: Order) -> ExpertStatus:
+        """Be what is ordered."""
+        ...
+
+
+class LoadingRole(Protocol):
+    """The expert, as a client lets it go on from a checkpoint."""
+
+    async def load(self, stage: StageIndex, load: Load) -> ExpertStatus:
+        """Take this stage out of that checkpoint."""
+        ...
+
+
+class FencedRole(Protocol):
+    """The expert, as a client fences a pipeline whose trainer it has lost."""
+
+    async def fence(self, pipeline: PipelineId, step: int, verdict: Verdict) -> messages.FenceReply:
+        """Commit no further step of it; the last one."""
         ...
 
 
 class DrivingRole(Protocol):
     """The trainer, as the client's orders reach it."""
 
-    async def drive(self, pipeline: PipelineId, epoch: int, route: tuple[Seat, ...]) -> PipelineStatus:
-        """Drive this route from now on; an empty one ends the pipeline."""
+    async def drive(
+        self, pipeline: PipelineId, epoch: int, route: tuple[Seat, ...], in_order: bool, begin: Begin | None
+    ) -> PipelineStatus:
+        """Drive this route from now on, or after the steps under way; an empty one ends the pipeline."""
         ...
 
 
@@ -62,6 +85,10 @@ class Control:
             messages.DRAIN: self._drain,
             messages.ASSIGN: self._assign,
             messages.DRIVE: self._drive,
+            messages.FENCE: self._fence,
+            messages.LOST: self._lost,
+            LOAD: self._load,
+            EVENTS: self._events,
         }
         return Service(messages.SERVICE, {method.name: handler for method, handler in calls.items()})
 
@@ -77,6 +104,7 @@ class Control:
             roles=self._roster.statuses(),
             traffic=tuple(Traffic(flow, count.sent, count.received) for flow, count in sorted(traffic.items())),
             idle_seconds=context.heartbeat.idle_seconds(),
+            work_seconds=context.heartbeat.work_seconds(),
             known_peers=len(context.directory.snapshot().peers),
             reason=str(self._reason),
         )
@@ -125,6 +153,9 @@ class Control:
         wanted = messages.decode(messages.TraceRequest, request)
         return messages.encode(messages.TraceReply.of(self._context.telemetry.timelines, wanted))
 
+    async def _events(self, request: bytes, caller: Caller) -> bytes:
+        return EventsReply.of(self._context.telemetry.events, EventsRequest.decode(request)).encode()
+
     async def _add_role(self, request: bytes, caller: Caller) -> bytes:
         wanted = messages.decode(messages.RoleRequest, request)
         await self._roster.add(wanted.role, RoleOptions(stage=wanted.stage))
@@ -142,12 +173,34 @@ class Control:
         wanted = messages.decode(messages.AssignRequest, request)
         self._context.run.check(wanted.run)
         expert = cast(AssignableRole, self._roster.get("expert"))
-        answer = await expert.assign(StageIndex(wanted.stage) if wanted.seated else None)
+        answer = await expert.assign(wanted.order)
         return messages.encode(messages.AssignReply(answer))
 
     async def _drive(self, request: bytes, caller: Caller) -> bytes:
         wanted = messages.decode(messages.DriveRequest, request)
         self._context.run.check(wanted.run)
         trainer = cast(DrivingRole, self._roster.get("trainer"))
-        answer = await trainer.drive(PipelineId(wanted.pipeline), wanted.epoch, wanted.route)
+        answer = await trainer.drive(
+            PipelineId(wanted.pipeline), wanted.epoch, wanted.route, wanted.in_order, wanted.begin
+        )
         return messages.encode(messages.DriveReply(answer))
+
+    async def _load(self, request: bytes, caller: Caller) -> bytes:
+        wanted = LoadRequest.decode(request)
+        self._context.run.check(wanted.run)
+        expert = cast(LoadingRole, self._roster.get("expert"))
+        return LoadReply(await expert.load(StageIndex(wanted.stage), wanted.load)).encode()
+
+    async def _fence(self, request: bytes, caller: Caller) -> bytes:
+        wanted = messages.decode(messages.FenceRequest, request)
+        self._context.run.check(wanted.run)
+        expert = cast(FencedRole, self._roster.get("expert"))
+        return messages.encode(await expert.fence(PipelineId(wanted.pipeline), wanted.step, wanted.verdict))
+
+    async def _lost(self, request: bytes, caller: Caller) -> bytes:
+        told = messages.decode(messages.LostRequest, request)
+        self._context.run.check(told.run)
+        peer = PeerId(told.peer)
+        if peer != self._context.me and not self._roster.is_judged_here(peer):
+            self._context.lose(peer, told.endpoint, told.reason)
+        return messages.encode(messages.Empty())

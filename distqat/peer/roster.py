@@ -8,10 +8,14 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, cast
 
 from distqat.aio import Backoff, supervise
-from distqat.errors import ConfigError, DeadlineError, DistqatError, RefusedError
-from distqat.roles.context import OpenRole, Role, RoleContext, RoleOptions
+from distqat.errors import ConfigError, DeadlineError, DistqatError, GivenUpError, RefusedError
+from distqat.events import Kind, Subject
+from distqat.ids import PeerId
+from distqat.roles.context import RESTARTS, OpenRole, Role, RoleContext, RoleOptions
 from distqat.roles.status import RoleStatus
 
 log = logging.getLogger(__name__)
@@ -21,11 +25,20 @@ ROLES: Mapping[str, str] = {
     "client": "distqat.roles.client",
     "trainer": "distqat.roles.trainer",
     "expert": "distqat.roles.expert",
+    "mirror": "distqat.roles.mirror",
 }
 """Where each role is made: a module with `open_role`. Imported only when the role is taken, since some need torch."""
 
 TAKE_SECONDS = 60.0
 """A role that is not there after this long has failed; torch may have to be read from a slow disk."""
+
+
+class JudgingRole(Protocol):
+    """The client, as those report to it who believe that a peer is lost."""
+
+    def suspect(self, peer: PeerId) -> bool:
+        """Look at the peer at once; False: it plans nothing, and judges nobody."""
+        ...
 
 
 @dataclass
@@ -35,7 +48,8 @@ class _Held:
     options: RoleOptions
     task: asyncio.Task[None] | None = None  # None only until its task is made.
     role: Role | None = None  # None until it is open, and after a failure until it is open again.
-    reason: str = "starting"
+    phase: str = "joining"
+    reason: str = "starting: reading the libraries that the role needs"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     giving_back: asyncio.Task[None] | None = None  # None until it is dropped.
 
@@ -47,6 +61,7 @@ class Roster:
         self._context = context
         self._group = group
         self._held: dict[str, _Held] = {}
+        self._given_up: dict[str, str] = {}  # Roles that failed too often and are not held any more: why.
 
     def __repr__(self) -> str:
         return f"<Roster {' '.join(self.names()) or 'spare'}>"
@@ -77,17 +92,27 @@ class Roster:
 
     def statuses(self) -> tuple[RoleStatus, ...]:
         """What each role does."""
-        return tuple(
-            held.role.status() if held.role is not None else RoleStatus(name, "waiting", held.reason)
+        held = [
+            held.role.status() if held.role is not None else RoleStatus(name, held.phase, held.reason)
             for name, held in sorted(self._held.items())
-        )
+        ]
+        gone = [RoleStatus(name, "failed", f"dropped: {why}") for name, why in sorted(self._given_up.items())]
+        return tuple(held + gone)
+
+    def is_judged_here(self, peer: PeerId) -> bool:
+        """Whether the client here judges by itself if that peer is lost, and looks at it now."""
+        held = self._held.get("client")
+        return held is not None and held.role is not None and cast(JudgingRole, held.role).suspect(peer)
 
     async def add(self, name: str, options: RoleOptions | None = None) -> None:
         """Take a role and wait until it is open; taking one twice changes nothing. Raises ConfigError."""
         if name not in ROLES:
             raise ConfigError(f"there is no role '{name}'; roles are: {', '.join(sorted(ROLES))}")
+        if {name, *self._held} >= {"expert", "mirror"}:
+            raise ConfigError("a daemon is an expert or a mirror, not both: each gives state away under the same name")
         wanted = options or RoleOptions()
         if name not in self._held:
+            self._given_up.pop(name, None)
             held = self._held[name] = _Held(wanted)
             held.task = self._group.create_task(self._supervised(name, held, wanted), name=name)
         held = self._held[name]
@@ -98,6 +123,8 @@ class Roster:
                 await held.ready.wait()
         except TimeoutError:
             raise DeadlineError(f"role '{name}' is not open after {TAKE_SECONDS:.0f} s: {held.reason}") from None
+        if self._held.get(name) is not held:
+            raise GivenUpError(f"the role '{name}' is dropped: {self._given_up.get(name, 'it was given back')}")
 
     async def drop(self, name: str, seconds: float | None = None) -> None:
         """Give a role back in good order, within the drain time-out or less; one that is not held is refused."""
@@ -120,7 +147,7 @@ class Roster:
         if client is not None and client.role is not None:
             # It plans no more, and keeps the books until the last step is in them.
             await client.role.drain()
-        for name in ("trainer", "expert", "client", "monitor"):
+        for name in ("trainer", "expert", "mirror", "client", "monitor"):
             held = self._held.get(name)
             if held is not None and held.role is not None:
                 await self.drop(name, max(0.0, end - loop.time()))
@@ -145,12 +172,25 @@ class Roster:
             held.task.cancel()
             await asyncio.wait([held.task])
         log.info("dropped the role %s", name)
+        self._record(Kind.ROLE_DROPPED, f"dropped the role {name}", name)
+
+    def _record(self, kind: Kind, text: str, role: str) -> None:
+        self._context.telemetry.events.record(kind, text, Subject(role=role))
 
     async def _supervised(self, name: str, held: _Held, options: RoleOptions) -> None:
         def failed(error: BaseException) -> None:
-            held.role, held.reason = None, f"failed: {error}; trying again"
+            held.role, held.phase, held.reason = None, "failed", f"failed: {error}; trying again"
+            self._record(Kind.ROLE_FAILED, f"the role {name} failed: {error}", name)
 
-        await supervise(f"role {name}", lambda: self._run(name, held, options), Backoff(0.5, 10.0), failed)
+        try:
+            work = partial(self._run, name, held, options)
+            await supervise(f"role {name}", work, Backoff(0.5, 10.0), failed, RESTARTS)
+        except GivenUpError as error:
+            self._held.pop(name, None)
+            self._given_up[name] = error.reason
+            held.ready.set()
+            log.warning("dropped the role %s: %s", name, error.reason)
+            self._record(Kind.ROLE_DROPPED, f"dropped the role {name}: {error.reason}", name)
 
     async def _run(self, name: str, held: _Held, options: RoleOptions) -> None:
         # Imported in a thread: torch takes seconds to read, and the loop has leases to answer meanwhile.
@@ -160,4 +200,5 @@ class Roster:
             held.role, held.reason = role, ""
             held.ready.set()
             log.info("took the role %s", name)
+            self._record(Kind.ROLE_TAKEN, f"took the role {name}", name)
             await asyncio.Event().wait()

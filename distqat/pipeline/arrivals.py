@@ -90,7 +90,7 @@ class Arrivals:
         if self._input_name not in named:
             raise MessageError(f"a microbatch without '{self._input_name}' for {self._post.stage.name}")
         if message.train:
-            size = StepSize(message.count, message.batch_samples, message.progress)
+            size = StepSize(message.count, message.batch_samples, message.progress, message.claim)
             self._post.standing.note_size(message.step, size)
         self.schedule.forward_arrived(message.id, message.count, message.train)
         self._inputs[Forward(message.id, message.train)] = (message, named)

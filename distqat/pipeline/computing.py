@@ -13,6 +13,7 @@ import torch
 from distqat.ids import MicrobatchId
 from distqat.model.agreement import Verdict, decide
 from distqat.model.device import Priority
+from distqat.model.faults import contained
 from distqat.pipeline.host import Post
 from distqat.pipeline.words import Gradient, Microbatch
 
@@ -83,7 +84,9 @@ class Computing:
         loop, device = asyncio.get_running_loop(), self._post.host.device
         began = loop.time()
         with self._post.timeline.span(kind, id.step if train else 0, id.index) as span:
-            result = await device.run(span.around(device.to_end(work)), priority)
+            # To its end within the containment: a kernel of CUDA fails when it is waited for.
+            whole = contained(kind, self._stage, device.to_end(work))
+            result = await device.run(span.around(whole), priority)
         if train and kind != "commit":
             self._post.pace.worked(kind, loop.time() - began)
         return result

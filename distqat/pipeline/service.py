@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from distqat.errors import DistqatError, RefusedError, RpcError, StaleError, WrongRunError
-from distqat.ids import PeerId, RunId, short
+from distqat.errors import ComputeError, DistqatError, RefusedError, RpcError, StaleError, WrongRunError
+from distqat.ids import PeerId, PipelineId, RunId, short
+from distqat.model.agreement import Verdict
 from distqat.model.device import Priority
 from distqat.pipeline.below import Below, open_below
 from distqat.pipeline.hop import DOWNWARD, Hop
@@ -24,7 +25,7 @@ from distqat.pipeline.host import Host, Post, unwatched
 from distqat.pipeline.messages import SERVICE
 from distqat.pipeline.pace import Pace
 from distqat.pipeline.route import HopError, Limits, first_error
-from distqat.pipeline.standing import Standing, step_to_pass_on
+from distqat.pipeline.standing import LastStep, Standing, step_to_pass_on
 from distqat.pipeline.words import Fault, Open, Opened
 from distqat.pipeline.worker import Worker
 from distqat.rpc.transport import Caller, Service, Stream, Transport
@@ -65,6 +66,7 @@ class PipelineService:
         self.limits = limits
         self.timelines = timelines if timelines is not None else unwatched()
         self.standing = Standing()
+        self.on_fault: Callable[[ComputeError], None] = lambda fault: None  # Told when the stage's own code has failed.
         self._host = host
         self._transport = transport
         self._me = me
@@ -89,6 +91,16 @@ class PipelineService:
         """To be added to a server."""
         return Service(SERVICE, streams={"Hop": self.handle})
 
+    async def fence(self, pipeline: PipelineId, step: int, verdict: Verdict) -> LastStep:
+        """Commit no further step of this pipeline, whoever asks for it; the last one. Raises RefusedError while its
+        route is still ending here. `step` is the last that any stage has committed, 0 while that is not known."""
+        async with self._turn:
+            self.standing.fence(pipeline)
+            if self._tenure is not None and self._tenure.opening.pipeline == pipeline:
+                await self._displace()
+        close = partial(self.standing.close, self._host.stage, pipeline, step, verdict)
+        return await self._host.device.run(close, Priority.OTHER)
+
     async def handle(self, stream: Stream, caller: Caller) -> None:
         """One hop, from its first message to its end."""
         above = Hop(stream, DOWNWARD, self.limits.max_message, Compression(self.limits.wire.compression))
@@ -97,6 +109,8 @@ class PipelineService:
             await self._serve(above, caller)
         except* DistqatError as errors:
             fault = first_error(errors)
+        if isinstance(fault, ComputeError):
+            self.on_fault(fault)
         if fault is not None:
             await self._say(above, fault)
 

@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from distqat.errors import MessageError, StaleError
+from distqat.errors import FencedError, MessageError, StaleError
 from distqat.ids import PipelineId
 from distqat.model.agreement import Verdict
 from distqat.model.terms import Terms
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from distqat.model.stage import Stage
 
 MAX_PIPELINES = 1024
-"""Pipelines whose last epoch is remembered; more than one expert ever serves."""
+"""Pipelines whose last epoch and step are remembered; more than one expert ever serves."""
+
+FENCED = 1 << 63
+"""An epoch that none of a route reaches: the pipeline is over."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,17 @@ class StepSize:
     samples: int
     progress: float = 0.0
     """Part of the run's budget that lay before it, 0 to 1."""
+    claim: int = 0
+    """On the samples that it is of; 0: none."""
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """The last step of a pipeline that was applied here: its number, the claim that it was of, and its verdict."""
+
+    step: int = 0
+    claim: int = 0
+    verdict: Verdict = AS_IT_IS
 
 
 def step_to_pass_on(step: int, held: Held) -> int:
@@ -89,6 +103,7 @@ class Standing:
         self._pipeline: PipelineId | None = None  # The pipeline whose steps the stage counts; None: a newcomer to any.
         self._sizes: dict[int, StepSize] = {}  # Of the steps that have begun and are not committed.
         self._epochs: dict[PipelineId, int] = {}  # The newest epoch seen of each pipeline, last seen last.
+        self._last: dict[PipelineId, LastStep] = {}  # What was applied last of each, last applied last.
 
     def note_epoch(self, pipeline: PipelineId, epoch: int) -> None:
         """A route of that epoch wants to open. Raises StaleError when a newer one has been seen."""
@@ -96,8 +111,15 @@ class Standing:
         self._epochs[pipeline] = max(newest, epoch)
         if len(self._epochs) > MAX_PIPELINES:
             del self._epochs[next(iter(self._epochs))]
+        if newest == FENCED:
+            raise FencedError(f"pipeline {pipeline} was ended while its trainer was away; its samples are with others")
         if epoch < newest:
             raise StaleError(f"route epoch {epoch} of pipeline {pipeline} is older than epoch {newest}, which was here")
+
+    def fence(self, pipeline: PipelineId) -> None:
+        """No route of this pipeline opens any more, whatever its epoch."""
+        self._epochs.pop(pipeline, None)
+        self._epochs[pipeline] = FENCED
 
     def note_size(self, step: int, size: StepSize) -> None:
         """A training microbatch speaks of its step's size. Raises MessageError when it was another before."""
@@ -137,14 +159,29 @@ class Standing:
         self._stage, self._pipeline = stage, pipeline
         self._sizes.clear()
 
+    def close(self, stage: Stage, pipeline: PipelineId, step: int, verdict: Verdict) -> LastStep:
+        """What is applied of a pipeline that has been fenced. If it ends at `step` and the gradients of exactly that
+        one are here, they are applied first: another stage has heard of the commit with that verdict, this one not."""
+        if step and _can_apply(step, self.held(stage, pipeline)):
+            self.apply(stage, step, verdict)
+        return self._last.get(pipeline, LastStep())
+
     def apply(self, stage: Stage, step: int, verdict: Verdict = AS_IT_IS) -> None:
         """Apply the step's gradients as was decided, and remember that the host has to hear of it."""
         size = self._sizes[step]
         stage.commit(step, Terms(size.progress, verdict.factor))
         # In the same breath: whoever waits for this may be cancelled, and the samples must still be counted once.
         self.owed.append((step, size.samples))
+        self._remember(LastStep(step, size.claim, verdict))
         self._decided(stage, verdict)
         del self._sizes[step]
+
+    def _remember(self, last: LastStep) -> None:
+        if self._pipeline is not None:
+            self._last.pop(self._pipeline, None)
+            self._last[self._pipeline] = last
+            if len(self._last) > MAX_PIPELINES:
+                del self._last[next(iter(self._last))]
 
     def _decided(self, stage: Stage, verdict: Verdict) -> None:
         self.verdict = verdict

@@ -88,7 +88,12 @@ class Results:
 
 
 def pieces_of(
-    step: int, tensors: Mapping[str, torch.Tensor], microbatches: int, train: bool, progress: float = 0.0
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    microbatches: int,
+    train: bool,
+    progress: float = 0.0,
+    claim: int = 0,
 ) -> list[Piece]:
     """The microbatches of a batch. Raises DataError when it has no inputs, or not as many targets."""
     sizes = {len(tensor) for tensor in tensors.values()}
@@ -99,7 +104,7 @@ def pieces_of(
     ranges = split(samples, microbatches)
     return [
         (
-            Microbatch(step, index, len(ranges), samples, train, len(part), progress=progress),
+            Microbatch(step, index, len(ranges), samples, train, len(part), progress=progress, claim=claim),
             {name: tensor[part.start : part.stop] for name, tensor in tensors.items()},
         )
         for index, part in enumerate(ranges)

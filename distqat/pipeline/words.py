@@ -66,6 +66,8 @@ class Microbatch:
     progress: float = 0.0
     """Part of the run's budget, 0 to 1, that lay before the step; the same for all its microbatches."""
     sent: float = stamp()
+    claim: int = 0
+    """On the run's samples, which the batch was cut from; 0: none."""
 
     @property
     def id(self) -> MicrobatchId:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from distqat.aio import Backoff, supervise
@@ -21,9 +21,11 @@ from distqat.data.service import data_service
 from distqat.data.sources import open_source
 from distqat.discovery.records import ClientRecord
 from distqat.errors import DistqatError, StaleError
+from distqat.events import Kind, Subject
 from distqat.ids import Endpoint, PeerId, RunId, short
 from distqat.roles.books import copy_books, open_books
-from distqat.roles.context import RoleContext, RoleOptions
+from distqat.roles.checkpoint.revival import Reviver
+from distqat.roles.context import RESTARTS, RoleContext, RoleOptions
 from distqat.roles.leases import Leases
 from distqat.roles.planner import Planner
 from distqat.roles.remote import Remote
@@ -34,6 +36,9 @@ from distqat.telemetry import Reason
 
 log = logging.getLogger(__name__)
 
+SPREAD_SECONDS = 1.0
+"""For telling one peer that another is lost."""
+
 PLAN_SECONDS = 0.25
 """Between two looks at the plan when nothing is reported."""
 
@@ -43,7 +48,7 @@ async def open_role(context: RoleContext, options: RoleOptions) -> AsyncIterator
     """Own the run while the role is held."""
     client = Client(context)
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(supervise("client", client.work, Backoff(1.0, 10.0), client.failed))
+        task = group.create_task(supervise("client", client.work, Backoff(1.0, 10.0), client.failed, RESTARTS))
         try:
             yield client
         finally:
@@ -64,6 +69,8 @@ class Client:
         self._leases: Leases | None = None  # None until the run is known.
         self._planner: Planner | None = None  # None until this client plans.
         self._is_draining = False
+        self._suspected = asyncio.Event()  # Set when the peers are to be asked at once.
+        self._events = context.telemetry.events
 
     def __repr__(self) -> str:
         return f"<Client {self._phase}: {self._reason}; {self._ledger}>"
@@ -76,6 +83,13 @@ class Client:
         """Plan no more; the pipelines that exist go on without this client."""
         self._is_draining = True
         self._phase = "draining"
+        self._reason.set("draining: plans no more, and keeps the books until the last step is in them")
+
+    def suspect(self, peer: PeerId) -> bool:
+        """Somebody could not go on with that peer: ask at once. False: this client plans nothing, and judges nobody."""
+        if self._planner is not None:
+            self._suspected.set()
+        return self._planner is not None
 
     def failed(self, error: BaseException) -> None:
         """The work failed and will be tried again."""
@@ -87,16 +101,20 @@ class Client:
         context = self._context
         self._config = config = await context.run.wait()
         self._leases = leases = Leases(config.lease.min)
+        self._phase = "joining"
         self._reason.set(f"opening data source {config.data.source}")
         source = await asyncio.to_thread(open_source, config.data)
+        self._reason.set("waiting to hear who else is in the swarm")
         self._announce(False)
         await context.directory.wait_synced()
         path = context.state_dir / f"ledger-{config.id.digest}.json"
-        await self._wait_turn(path, config.id)
+        stood_by = await self._wait_turn(path, config.id)
         positions = budget(config.train.epochs, len(source.train))
-        books = await asyncio.to_thread(open_books, path, positions, self._has_progress())
+        books = await asyncio.to_thread(open_books, path, positions, self._has_progress(config.id))
         self._ledger = books.ledger
-        self._planner = Planner(context, config, books.ledger, leases)
+        self._tell_turn(stood_by, books.ledger.committed)
+        reviver = Reviver(context, config, books.ledger, leases, books.save)
+        self._planner = Planner(context, config, books.ledger, leases, reviver)
         self._announce(True)
         context.server.add(data_service(config.id, books.ledger, books.save))
         try:
@@ -109,15 +127,30 @@ class Client:
             self._ledger = self._planner = None
             await context.server.remove(DATA_SERVICE)
 
-    async def _wait_turn(self, path: Path, run: RunId) -> None:
-        """Stand by while another client plans, with a copy of its books."""
+    async def _wait_turn(self, path: Path, run: RunId) -> PeerId | None:
+        """Stand by while another client plans, with a copy of its books; which one was the last, if there was any."""
+        stood_by = None
         while rivals := self._rivals():
             self._phase = "waiting"
+            if rivals[0] != stood_by:
+                stood_by = rivals[0]
+                self._events.record(Kind.STANDING_BY, f"{short(stood_by)} plans this run", Subject(peer=stood_by))
             self._reason.set(f"standing by: {short(rivals[0])} plans this run")
             self._announce(False)
             endpoint = self._context.directory.snapshot().clients[rivals[0]].record.endpoint
             await copy_books(path, self._context.transport, endpoint, run)
             await self._wait_news()
+        return stood_by
+
+    def _tell_turn(self, stood_by: PeerId | None, committed: int) -> None:
+        """This client plans from now on."""
+        self._reason.set("asking every peer what it does")
+        if stood_by is not None:
+            self._events.record(Kind.TAKING_OVER, f"takes over from {short(stood_by)}", Subject(peer=stood_by))
+        else:
+            self._events.record(Kind.PLANNING, "plans this run")
+        if committed:
+            self._events.record(Kind.BOOKS_RESTORED, f"goes on at {committed} samples", Subject(samples=committed))
 
     def _rivals(self) -> list[PeerId]:
         """The other live clients that plan this run, those that stay first."""
@@ -128,10 +161,13 @@ class Client:
         directory = self._context.directory
         await directory.wait_changed(directory.snapshot().version, Deadline.after(PLAN_SECONDS))
 
-    def _has_progress(self) -> bool:
-        """Whether any live expert holds something that was trained; without one the books would speak of the past."""
-        experts = self._context.directory.snapshot().experts.values()
-        return any(entry.record.round > 0 or entry.record.step > 0 for entry in experts)
+    def _has_progress(self, run: RunId) -> bool:
+        """Whether something that was trained is held somewhere, alive or in a checkpoint; else the books would speak of
+        what is gone."""
+        snapshot = self._context.directory.snapshot()
+        records = [entry.record for entry in snapshot.experts.values()]
+        is_held = any(record.round > 0 or record.step > 0 for record in records)
+        return is_held or self._context.history.has_committed(run, snapshot)
 
     async def _plan(self, planner: Planner) -> None:
         while True:
@@ -151,7 +187,10 @@ class Client:
         async with asyncio.TaskGroup() as group:
             asking: dict[PeerId, asyncio.Task[None]] = {}
             while True:
-                await asyncio.sleep(min(leases.seconds / 6, 0.5))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(leases.seconds / 6, 0.5)):
+                        await self._suspected.wait()
+                self._suspected.clear()
                 asking = {peer: task for peer, task in asking.items() if not task.done()}
                 for peer, endpoint in self._peers(leases).items():
                     if peer not in asking:
@@ -164,25 +203,47 @@ class Client:
                 group.create_task(self._ask(leases, peer, endpoint))
 
     def _peers(self, leases: Leases) -> dict[PeerId, Endpoint]:
-        """The live experts and trainers of the run; the others are forgotten."""
+        """The live experts, trainers and mirrors of the run; the others are forgotten."""
         snapshot = self._context.directory.snapshot()
         peers = {peer: entry.record.endpoint for peer, entry in snapshot.experts.items()}
         peers |= {peer: entry.record.endpoint for peer, entry in snapshot.trainers.items()}
+        mirrors = {peer: e.record for peer, e in snapshot.peers.items() if "mirror" in e.record.roles}
+        peers |= {peer: record.endpoint for peer, record in mirrors.items() if record.run == self._context.run.id}
         leases.forget(set(peers))
         return peers
 
     async def _ask(self, leases: Leases, peer: PeerId, endpoint: Endpoint) -> None:
         loop = asyncio.get_running_loop()
-        remote = Remote(self._context.transport, endpoint, leases.seconds)
+        remote = Remote(self._context.transport, endpoint, leases.left(peer, loop.time()))
         try:
             loss = leases.answered(peer, await remote.status(), loop.time())
+            if leases.is_back(peer):
+                self._events.record(Kind.BACK, f"{short(peer)} is back", Subject(peer=peer))
         except DistqatError as error:
             # Whoever asks is alive: a daemon that is too busy to answer itself has lost nobody.
             loss = leases.failed(peer, error, loop.time()) if peer != self._context.me else None
         if loss is not None:
             log.warning("lost %s: %s", short(peer), loss.reason)
-            self._context.directory.mark_lost(peer, loss.reason)
+            self._events.record(Kind.LOST, f"lost {short(peer)}: {loss.reason}", Subject(peer=peer, how=loss.how))
+            self._context.lose(peer, endpoint, loss.reason)
             self._context.telemetry.record("loss", {"lost": peer, "reason": loss.reason}, {})
+            await self._spread(leases, peer, endpoint, loss.reason)
+
+    async def _spread(self, leases: Leases, peer: PeerId, endpoint: Endpoint, reason: str) -> None:
+        """Tell the others of a loss, so that none waits any longer; whoever does not hear it finds out by itself."""
+        config, others = self._config, {name: status.endpoint for name, status in leases.statuses.items()}
+        assert config is not None
+
+        async def tell(other: Endpoint) -> None:
+            try:
+                await Remote(self._context.transport, other, SPREAD_SECONDS).lost(config.id, peer, endpoint, reason)
+            except DistqatError as error:
+                log.debug("%s was not told that %s is lost: %s", other, short(peer), error)
+
+        async with asyncio.TaskGroup() as group:
+            for name, other in others.items():
+                if name != self._context.me:
+                    group.create_task(tell(other))
 
     def _announce(self, planning: bool) -> None:
         context = self._context
@@ -202,7 +263,9 @@ class Client:
             stages=stages,
             finished=self._planner is not None and self._planner.is_finished,
             doubled=ledger.doubled,
+            skipped=ledger.skipped,
             lost=ledger.lost,
             pipelines=self._planner.pipelines() if self._planner is not None else (),
             losses=tuple(leases.history),
+            leases=leases.ages(asyncio.get_running_loop().time()),
         )

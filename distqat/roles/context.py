@@ -18,6 +18,9 @@ from distqat.roles.status import RoleStatus
 from distqat.rpc.transport import Server, Transport
 from distqat.telemetry import Telemetry
 
+RESTARTS = 20
+"""Failures in a row after which a role is dropped; with their pauses these are about three minutes."""
+
 
 class Role(Protocol):
     """What a daemon knows of a role that it holds."""
@@ -69,20 +72,25 @@ class Heartbeat:
     """
 
     def __init__(self) -> None:
-        self._asked: list[Callable[[], float]] = []
+        self._asked: list[Callable[[], tuple[float, float]]] = []
 
     @contextmanager
-    def asking(self, stuck_seconds: Callable[[], float]) -> Iterator[None]:
-        """Within, ask this for the seconds by which its work is overdue: 0 while it gets on or has nothing to do."""
-        self._asked.append(stuck_seconds)
+    def asking(self, pulse: Callable[[], tuple[float, float]]) -> Iterator[None]:
+        """Within, ask this for seconds: those by which its work is overdue, 0 while it gets on or has nothing to do;
+        and those of its longest unit of work lately."""
+        self._asked.append(pulse)
         try:
             yield
         finally:
-            self._asked.remove(stuck_seconds)
+            self._asked.remove(pulse)
 
     def idle_seconds(self) -> float:
         """Seconds without progress; 0 while everything gets on."""
-        return max((stuck_seconds() for stuck_seconds in self._asked), default=0.0)
+        return max((pulse()[0] for pulse in self._asked), default=0.0)
+
+    def work_seconds(self) -> float:
+        """Of the longest unit of work lately; 0 where none is done."""
+        return max((pulse()[1] for pulse in self._asked), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,11 @@ class RoleContext:
     heartbeat: Heartbeat
     state_dir: Path
     take_role: Callable[[str], Awaitable[None]]
+    lose: Callable[[PeerId, Endpoint, str], None]
+    """A peer is lost, for that reason: it is out of the directory, and who waits for it is told at once."""
     history: History = field(default_factory=History)
+    resumes: bool = False
+    """This daemon was told to go on with a run: it never begins one anew."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -18,23 +16,22 @@ from distqat.data.client import DataClient
 from distqat.data.sampler import budget, progress
 from distqat.data.sources import Arrays, Source, evaluation_batches
 from distqat.discovery.records import Pace
-from distqat.errors import StaleError
+from distqat.errors import FencedError, StaleError
 from distqat.ids import PeerId, PipelineId, Seat, short
-from distqat.model.agreement import Verdict
 from distqat.pipeline.link import Link, StepResult, open_route
 from distqat.pipeline.route import HopError, Limits, Route, first_error
 from distqat.roles.batches import Pacing, microbatches_of
+from distqat.roles.checkpoint.words import Begin
+from distqat.roles.epochs import epoch_of_hops
+from distqat.roles.events.chronicle import Chronicle
+from distqat.roles.refusals import Doubts, Failure
+from distqat.roles.shown import Shown, tell_if_skipped
 from distqat.roles.status import PipelineStatus
 from distqat.roles.supply import Portion, Supply
 from distqat.rpc.transport import Transport
-from distqat.telemetry import Rate, Reason, Telemetry
+from distqat.telemetry import Reason, Telemetry
 
 log = logging.getLogger(__name__)
-
-ATTEMPTS_OF_AN_EPOCH = 1 << 16
-"""A trainer that opens its route again makes a new epoch of the hops, without one of the client's."""
-
-SHOWN_LOSSES = 32
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class Fuel:
     source: Source
     telemetry: Telemetry
     paces: Callable[[], Sequence[Pace]]  # Of all pipelines of the run, as far as they are known now.
+    suspect: Callable[[PeerId, str], None] = lambda peer, reason: None  # Told where a route broke, and why.
 
     @property
     def budget(self) -> int:
@@ -54,23 +52,10 @@ class Fuel:
         return budget(self.config.train.epochs, len(self.source.train))
 
 
-@dataclass
-class _Progress:
-    """What is shown of a pipeline."""
-
-    step: int = 0
-    verdict: Verdict | None = None  # On that step, as all stages know it; None before the first route.
-    loss: float = math.nan
-    evaluation: float = math.nan
-    replayed: int = 0
-    losses: deque[float] = field(default_factory=lambda: deque(maxlen=SHOWN_LOSSES))
-    rate: Rate = field(default_factory=Rate)
-
-
 class Drive:
     """Keeps one pipeline going, over one route after the other, until the run's budget is committed."""
 
-    def __init__(self, fuel: Fuel, pipeline: PipelineId, data: DataClient) -> None:
+    def __init__(self, fuel: Fuel, pipeline: PipelineId, data: DataClient, begin: Begin | None = None) -> None:
         self.pipeline = pipeline
         self._fuel = fuel
         self._pacing = Pacing(fuel.config.data, fuel.config.model.stages)
@@ -82,7 +67,9 @@ class Drive:
         self._seats: tuple[Seat, ...] = ()  # Of the client's last order; empty: stop.
         self._ordered = asyncio.Event()  # Set when there is an order that is not carried out.
         self._draining = asyncio.Event()  # Set when no further step may begin.
-        self._progress = _Progress()
+        self._progress = Shown(begin.step, begin.verdict) if begin is not None else Shown()
+        self._doubts = Doubts()
+        self._chronicle = Chronicle(fuel.telemetry.events, pipeline)
 
     def __repr__(self) -> str:
         return f"<Drive {self.pipeline} {self._phase} step {self._progress.step}: {self._reason}>"
@@ -114,9 +101,10 @@ class Drive:
             return None
         return Pace(self.pipeline, self._pacing.seconds, self._pacing.microbatches)
 
-    def order(self, epoch: int, seats: tuple[Seat, ...]) -> None:
+    def order(self, epoch: int, seats: tuple[Seat, ...], in_order: bool = False) -> None:
         """The client wants this route from now on, or none: then the steps under way are finished, and it ends.
 
+        In order: the present route is left when its steps under way are committed, so that nothing is replayed.
         Raises StaleError for an order that is not newer than the last.
         """
         if epoch <= self._epoch:
@@ -124,10 +112,13 @@ class Drive:
         if seats and seats != self._seats:
             self._pacing.forget()
         self._epoch, self._seats, self._attempt = epoch, seats, 0
-        if seats:
-            self._ordered.set()
-        else:
+        if not seats:
+            self._reason.set("stopping: finishing the steps under way")
             self.drain()
+        elif in_order and self._phase == "training":
+            self._supply.pause()
+        else:
+            self._ordered.set()
 
     @property
     def is_wanted(self) -> bool:
@@ -150,6 +141,7 @@ class Drive:
                 self._phase = "forming"
                 self._reason.set(f"opening the route over {' > '.join(short(seat.peer) for seat in self._seats)}")
             if not await self._drive_once():
+                await self._reconsider()
                 await self._pause(backoff.next())
             elif self._phase == "finished":
                 await _first_set(self._ordered, self._draining)
@@ -160,7 +152,7 @@ class Drive:
     async def _drive_once(self) -> bool:
         """Open the route and train on it. True: it ended in order, or a new one is ordered."""
         self._attempt += 1
-        epoch = self._epoch * ATTEMPTS_OF_AN_EPOCH + self._attempt
+        epoch = epoch_of_hops(self._epoch, self._attempt)
         is_in_order = True
         try:
             async with asyncio.TaskGroup() as group:
@@ -169,13 +161,42 @@ class Drive:
                 watch.cancel()
         except* _NewOrder:
             log.info("pipeline %s leaves epoch %d for a newer order", self.pipeline, epoch)
+            self._chronicle.left()
         except* HopError as errors:
             is_in_order = False
             error = first_error(errors)
             assert isinstance(error, HopError)
-            self._phase = "broken"
-            self._reason.set(f"{error.kind} at {short(error.peer)}: {error.reason}", logging.WARNING)
+            self._broke(error)
         return is_in_order
+
+    def _broke(self, error: HopError) -> None:
+        """What a broken route means for the next."""
+        self._phase = "broken"
+        self._reason.set(f"{error.kind} at {short(error.peer)}: {error.reason}", logging.WARNING)
+        self._chronicle.broke(error, self._progress.step)
+        self._fuel.suspect(error.peer, error.reason)
+        if error.kind == FencedError.__name__:
+            # The client has lost this trainer; what was not committed then is with others.
+            self._seats = ()
+            self.drain()
+
+        elif (batch := self._supply.under_way) is not None:
+            places = {seat.peer: f"stage {seat.stage}" for seat in self._seats}
+            failure = Failure(batch.claim, error.kind, places.get(error.peer, "the trainer"), error.reason)
+            self._supply.is_careful = self._doubts.failed(failure)
+
+    async def _reconsider(self) -> None:
+        """Give up the batch that fails again and again; and the pipeline, if one batch after the other does."""
+        why = self._doubts.why_refuse()
+        if not why:
+            return
+        batch = await self._supply.refuse(why)
+        log.warning("pipeline %s skips samples %d to %d: %s", self.pipeline, batch.begin, batch.end, why)
+        self._fuel.telemetry.record("skipped", {"pipeline": self.pipeline, "reason": why}, {"samples": batch.samples})
+        if self._doubts.refused():
+            self._phase = "failed"
+            self._reason.set(f"every batch fails: {why}", logging.WARNING)
+            self.drain()
 
     async def _until_ordered(self) -> None:
         await self._ordered.wait()
@@ -184,9 +205,11 @@ class Drive:
     async def _train_on(self, route: Route) -> None:
         fuel = self._fuel
         limits = Limits.of(fuel.config)
+        self._chronicle.opens(route)
         step, verdict, timelines = self._progress.step, self._progress.verdict, fuel.telemetry.timelines
         async with open_route(fuel.transport, fuel.me, fuel.config.id, route, step, limits, verdict, timelines) as link:
             self._progress.verdict = link.verdict
+            self._chronicle.opened(link.step)
             await self._take_over(link.step)
             self._phase = "training"
             self._reason.set("training")
@@ -205,7 +228,7 @@ class Drive:
             claiming.cancel()
             await ready.put(None)
             await collecting
-        if not self._draining.is_set():
+        if not self._draining.is_set() and not self._supply.is_paused:
             await self._conclude(link)
 
     async def _take_over(self, committed: int) -> None:
@@ -214,6 +237,7 @@ class Drive:
         if await self._supply.restart(committed):
             self._progress.replayed += 1
             log.info("pipeline %s replays from step %d", self.pipeline, committed + 1)
+            self._chronicle.replays(committed + 1)
 
     async def _feed(self, link: Link, ready: asyncio.Queue[Portion | None]) -> None:
         """Submit step after step."""
@@ -221,42 +245,30 @@ class Drive:
         while (portion := await self._supply.take()) is not None:
             batch = portion.batch
             tensors, microbatches = to_tensors(batch.tensors), microbatches_of(config.data, batch.samples)
-            await link.submit(portion.step, tensors, microbatches, progress(batch.begin, whole))
+            await link.submit(portion.step, tensors, microbatches, progress(batch.begin, whole), batch.claim)
             await ready.put(portion)
             if config.train.evaluate_every and portion.step % config.train.evaluate_every == 0:
                 await self._evaluate(link)
+                self._reason.set("training")
 
     async def _collect(self, link: Link, ready: asyncio.Queue[Portion | None]) -> None:
         """Book the steps as they are committed, in order."""
         while (portion := await ready.get()) is not None:
             result = await link.result(portion.step)
             await self._supply.book(portion.step)
+            self._doubts.committed()
+            self._supply.is_careful = False
             self._report(result, portion.batch.samples)
 
     def _report(self, result: StepResult, samples: int) -> None:
-        now, shown, pacing = asyncio.get_running_loop().time(), self._progress, self._pacing
-        shown.step = result.step
-        shown.loss = result.sums["loss"] / samples
-        shown.losses.append(shown.loss)
-        shown.rate.add(samples, now)
+        config = self._fuel.config
+        self._chronicle.committed(result.step)
+        values = self._progress.committed(result, samples, asyncio.get_running_loop().time())
         self._adapt(samples, result.worked)
-        values = {"step": result.step, "loss": shown.loss, "seconds": result.seconds, "samples": samples}
-        values["samples_per_second"] = shown.rate.value(now)
-        values["microbatches"] = microbatches_of(self._fuel.config.data, samples)
-        values["microbatch_seconds"] = pacing.seconds
-        values |= self._applied(result)
+        values["microbatches"] = microbatches_of(config.data, samples)
+        values["microbatch_seconds"] = self._pacing.seconds
+        tell_if_skipped(self.pipeline, result, config.train.precision)
         self._fuel.telemetry.record("step", {"pipeline": self.pipeline}, values)
-
-    def _applied(self, result: StepResult) -> dict[str, float]:
-        """By how much its gradients were multiplied, and the next loss scale; a skipped step is told of, since its
-        samples count and nothing is learned from them."""
-        factor, scale = result.verdict.factor, result.verdict.scale.value
-        if factor == 0.0:
-            # While the scale of fp16 is looked for that is as it should be.
-            level = logging.INFO if self._fuel.config.train.precision == "fp16" else logging.WARNING
-            text = "pipeline %s: step %d is skipped, its gradients are not finite; the loss scale is now %g"
-            log.log(level, text, self.pipeline, result.step, scale)
-        return {"factor": factor, "loss_scale": scale}
 
     def _adapt(self, samples: int, seconds: float) -> None:
         """Choose how large the steps to come are, so that all pipelines come to their rounds together."""
@@ -274,8 +286,10 @@ class Drive:
         await self._evaluate(link)
         self._phase = "finished"
         self._reason.set("the run's budget is committed")
+        self._chronicle.over(link.step, is_finished=True)
 
     async def _evaluate(self, link: Link) -> None:
+        self._reason.set(f"evaluating after step {link.step}")
         source, data = self._fuel.source, self._fuel.config.data
         sums: dict[str, float] = {}
         for arrays in evaluation_batches(source.held_out, EVALUATION_BATCH):
@@ -288,9 +302,10 @@ class Drive:
         """Somebody else trains on what was not committed here."""
         await self._supply.book(self._progress.step)
         await self._supply.give_back()
-        if self._phase != "finished":
+        if self._phase not in ("finished", "failed"):
             self._phase = "waiting"
             self._reason.set("stopped")
+            self._chronicle.over(self._progress.step, is_finished=False)
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the route is opened again, but not for longer than until a new one is ordered."""

@@ -5,31 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from distqat.aio import Backoff, supervise
-from distqat.averaging.averager import Averager
-from distqat.averaging.context import Context, Sibling
-from distqat.averaging.service import services as averaging_services
-from distqat.averaging.spans import Shape
 from distqat.config import RunConfig
-from distqat.data.sampler import budget
-from distqat.data.sources import Source, open_source
-from distqat.data.tasks import find_task
+from distqat.data.sources import open_source
 from distqat.discovery.records import ExpertRecord
-from distqat.errors import ConfigError, DistqatError, RefusedError
-from distqat.ids import PeerId, StageIndex
-from distqat.model.build import build_stage
+from distqat.errors import ComputeError, ConfigError, DistqatError, RefusedError, TornError
+from distqat.ids import PipelineId, StageIndex
+from distqat.model.agreement import Verdict
 from distqat.model.device import Device
-from distqat.pipeline.route import Limits
 from distqat.pipeline.service import PipelineService
-from distqat.roles.context import RoleContext, RoleOptions
-from distqat.roles.journal import Journal
-from distqat.roles.newcomer import Newcomer
+from distqat.roles.arrival import Arrival
+from distqat.roles.checkpoint.vault import Vault
+from distqat.roles.checkpoint.words import Load
+from distqat.roles.context import RESTARTS, RoleContext, RoleOptions
+from distqat.roles.faults import Faults
+from distqat.roles.fencing import NOTHING
+from distqat.roles.follower import Follower
+from distqat.roles.holding import Holding, Workshop, open_holding, open_seat, siblings
+from distqat.roles.leases import WORK_FACTOR
+from distqat.roles.messages import FenceReply
+from distqat.roles.orders import SPARE, Order
 from distqat.roles.seat import Seat
 from distqat.roles.status import ExpertStatus, RoleStatus
 from distqat.telemetry import Reason
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 0.25
 
+READY_SECONDS = 1.0
+"""For which whoever promotes a warm spare waits to hear that it is ready; a newcomer is asked again later."""
+
 FIRST_SECONDS = 30.0
 """The first unit of work may take so long: kernels are loaded, and nothing is known of its length yet."""
-
-STUCK_FACTOR = 4.0
-"""A device is stuck when one unit of work takes so many times the longest one before (and longer than a lease)."""
 
 
 @asynccontextmanager
@@ -50,7 +50,7 @@ async def open_role(context: RoleContext, options: RoleOptions) -> AsyncIterator
     """Serve as an expert while the role is held."""
     expert = Expert(context, options)
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(supervise("expert", expert.work, Backoff(0.5, 10.0), expert.failed))
+        task = group.create_task(supervise("expert", expert.work, Backoff(0.5, 10.0), expert.failed, RESTARTS))
         try:
             yield expert
         finally:
@@ -66,10 +66,17 @@ class Expert:
         self._reason = Reason(log, "waiting: no run is known yet")
         self._phase = "waiting"
         self._pinned = StageIndex(options.stage) if options.stage is not None else None
-        self._wanted: StageIndex | None = self._pinned  # None: be a spare.
-        self._changed = asyncio.Event()  # Set when `_wanted` has changed.
+        self._order = Order(self._pinned)  # What it is to be.
+        self._faults = Faults()
+        self._is_torn = False  # The numbers of the stage are of no use: it is built anew.
+        self._changed = asyncio.Event()  # Set when that is something else than what it is.
+        self._promoted = asyncio.Event()  # Set when the stage that is held has a seat, or is to have one.
+        self._ready = asyncio.Event()  # Set while routes may be opened through the seat.
         self._config: RunConfig | None = None  # None until the run is known.
+        self._follower: Follower | None = None  # None but while a stage is held without a seat.
         self._seat: Seat | None = None  # None while a spare, and while the stage is being built.
+        self._routes: PipelineService | None = None  # None as the seat.
+        self._vault: Vault | None = None  # None until the run is known and its checkpoints are found.
 
     def __repr__(self) -> str:
         return f"<Expert {self._seat or 'spare'} {self._phase}: {self._reason}>"
@@ -77,25 +84,58 @@ class Expert:
     def status(self) -> RoleStatus:
         """Phase, reason, and the stage."""
         phase = self._seat.phase if self._seat is not None and self._phase == "seated" else self._phase
-        return RoleStatus("expert", phase, str(self._reason), expert=self._facts())
+        reason = self._seat.reason if self._seat is not None and phase == "averaging" else str(self._reason)
+        checkpoints = self._vault.status() if self._vault is not None else None
+        return RoleStatus("expert", phase, reason, expert=self._facts(), checkpoints=checkpoints)
 
     def failed(self, error: BaseException) -> None:
         """The work failed and will be tried again."""
         self._phase = "failed"
         self._reason.set(f"failed: {_why(error)}; trying again", logging.WARNING)
 
-    async def assign(self, stage: StageIndex | None) -> ExpertStatus:
-        """Take this stage, or none. Raises RefusedError when it is pinned elsewhere or leaving, ConfigError."""
+    async def assign(self, order: Order) -> ExpertStatus:
+        """Be what is ordered. Raises RefusedError when it is pinned elsewhere or leaving, ConfigError.
+
+        Answers at once, but for a promotion: that takes no longer than it is worth waiting for.
+        """
         if self._phase == "draining":
             raise RefusedError("this expert is leaving")
-        if self._config is not None and stage is not None:
-            _check_stage(self._config, stage)
-        if self._pinned is not None and stage != self._pinned:
+        if self._vault is not None:
+            self._vault.forget()
+        if self._config is not None and order.stage is not None:
+            _check_stage(self._config, order.stage)
+        if self._pinned is not None and order.seat != self._pinned:
             raise RefusedError(f"this expert was started for stage {self._pinned} and takes no other")
-        if stage != self._wanted:
-            self._wanted = stage
+        before, self._order = self._order, order
+        if order.is_promotion(before):
+            self._promoted.set()
+        elif (order.seat, order.follows) != (before.seat, before.follows):
             self._changed.set()
+        if order.is_promotion(before) or order.heir_of is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(READY_SECONDS):
+                    await self._ready.wait()
         return self._facts()
+
+    async def load(self, stage: StageIndex, load: Load) -> ExpertStatus:
+        """Hold this stage with what that checkpoint holds of it. Raises RefusedError, ConfigError."""
+        if self._vault is None:
+            raise RefusedError("this expert does not know its checkpoints yet")
+        is_ready = self._seat is not None and self._seat.is_ready
+        if is_ready and self._vault.has_loaded(stage, load):
+            return self._facts()
+        facts = await self.assign(Order(stage))
+        self._vault.want(stage, load)
+        if is_ready:
+            self._changed.set()
+        return facts
+
+    async def fence(self, pipeline: PipelineId, step: int, verdict: Verdict) -> FenceReply:
+        """Commit no further step of this pipeline; the last one that was committed here. Raises RefusedError."""
+        if self._routes is None:
+            return NOTHING
+        last = await self._routes.fence(pipeline, step, verdict)
+        return FenceReply(last.step, last.claim, last.verdict)
 
     async def drain(self) -> None:
         """Finish the step under way, share it with the siblings, and give the seat back."""
@@ -104,16 +144,24 @@ class Expert:
         seat = self._seat
         if seat is None:
             return
+        await self._leave(seat)
+        if self._vault is not None:
+            await self._vault.wait_idle()
+
+    async def _leave(self, seat: Seat) -> None:
         seat.is_closing = True
         # The client sees this phase and gives the route to others; a trainer that leaves closes it.
         await seat.unrouted.wait()
-        await self._share_progress(seat)
+        if await seat.is_handed_over():
+            self._reason.set(f"draining: {seat.stage.name} is handed over")
+        else:
+            await self._share_progress(seat)
 
     async def _share_progress(self, seat: Seat) -> None:
         """Last rounds before the seat is given back, so that the siblings keep what was learned here."""
         seat.is_closing = True
         await seat.rounds.landed()
-        if seat.has_progress and seat.is_between_steps and self._siblings(seat.stage.index):
+        if seat.has_progress and seat.is_between_steps and siblings(self._context, seat.stage.index):
             self._reason.set(f"a last round of {seat.stage.name}, so that the siblings keep what was learned")
             await seat.rounds.settle()
 
@@ -126,93 +174,109 @@ class Expert:
         """Learn the run, then hold the wanted seat, one after the other."""
         context = self._context
         self._config = config = await context.run.wait()
-        if self._wanted is not None:
-            _check_stage(config, self._wanted)
+        if self._order.stage is not None:
+            _check_stage(config, self._order.stage)
+        self._phase = "joining"
         self._reason.set(f"opening data source {config.data.source}")
         source = await asyncio.to_thread(open_source, config.data)
         daemon = context.settings.daemon
+        vault = Vault(context, config)
+        self._reason.set("looking for checkpoints")
+        await vault.open()
+        self._vault = vault
         async with (
             Device.open(daemon.device, daemon.threads) as device,
             # Whole vectors of rounds, which lie in the memory of the CPU: beside them the device goes on.
             Device.open("cpu", daemon.threads) as side,
             asyncio.TaskGroup() as group,
         ):
-            with context.heartbeat.asking(partial(_stuck_seconds, device, config.lease.min)):
+            with context.heartbeat.asking(partial(_pulse, device, config.lease.min)):
                 group.create_task(self._keep_announcing())
+                group.create_task(supervise("checkpoints", vault.work, Backoff(1.0, 10.0)))
                 while True:
-                    await self._hold(partial(self._serve, config, source, device, side))
+                    await self._hold(Workshop(config, source, device, side))
 
-    async def _hold(self, serve: Callable[[StageIndex], Coroutine[Any, Any, None]]) -> None:
-        """Hold the seat that is wanted now, until another one is."""
+    async def _hold(self, workshop: Workshop) -> None:
+        """Be what is ordered now, until that is something else."""
         self._changed.clear()
-        wanted = self._wanted
-        if wanted is None:
+        self._promoted.clear()
+        self._is_torn = False
+        stage = self._order.stage
+        if stage is None:
+            await self._rest()
             self._phase = "waiting"
             self._reason.set("waiting: a spare, for a stage that needs one")
             await self._changed.wait()
             return
         async with asyncio.TaskGroup() as group:
-            serving = group.create_task(serve(wanted))
+            serving = group.create_task(self._serve(workshop, stage))
             await self._changed.wait()
-            if self._seat is not None:
+            if self._seat is not None and not self._is_torn:
                 await self._share_progress(self._seat)
             serving.cancel()
 
-    async def _serve(self, config: RunConfig, source: Source, device: Device, side: Device, index: StageIndex) -> None:
-        context = self._context
+    async def _serve(self, workshop: Workshop, index: StageIndex) -> None:
+        """Hold the stage: follow it for as long as it has no seat, then take one."""
         self._phase = "joining"
-        self._reason.set(f"building stage {index} of {config.model.stages}")
-        task = find_task(source.task)
-        # Not on the device: nothing else uses it yet, and reading torch for the first time takes seconds.
-        positions = budget(config.train.epochs, len(source.train))
-        build = partial(build_stage, config, source.shape, index, task, device.torch_device, positions)
-        stage = await asyncio.to_thread(build)
-        journal = Journal(context.telemetry, stage.name)
-        circle = Context(
-            me=context.me,
-            endpoint=context.endpoint,
-            run=config.id,
-            stage=index,
-            shapes=tuple(Shape(held.num_parameters, held.num_elements) for held in stage.fragments),
-            transport=context.transport,
-            device=side,
-            sync=config.sync,
-            siblings=partial(self._siblings, index),
-            on_lost=context.directory.mark_lost,
-            on_refused=journal.refused,
-        )
-        async with Averager.open(circle) as averager:
-            seat = Seat(context, config, stage, device, averager, journal, self._reason)
-            # To settle is a round of each fragment.
-            limits = replace(Limits.of(config), settle=len(stage.fragments) * circle.waits.total)
-            timelines = context.telemetry.timelines
-            routes = PipelineService(seat, context.transport, context.me, config.id, limits, timelines)
-            services = [*averaging_services(averager), routes.service()]
-            for service in services:
-                context.server.add(service)
-            self._seat = seat
+        self._reason.set(f"building stage {index} of {workshop.config.model.stages}")
+        async with open_holding(self._context, workshop, index) as holding:
+            follower = Follower(self._context, holding, self._reason, workshop.config.plan.copy_seconds)
             try:
-                newcomer = Newcomer(context, stage, device, averager, circle.siblings, self._reason)
-                await newcomer.get_state()
-                self._phase, seat.phase = "seated", "waiting"
-                self._reason.set(f"waiting: no route through {stage.name} yet")
-                self._announce()
-                await seat.keep()
+                if not self._order.is_seated:
+                    self._phase, self._follower = "following", follower
+                    await self._follow(follower)
+                async with open_seat(self._context, holding, self._reason) as (seat, routes):
+                    self._seat, self._routes = seat, routes
+                    routes.on_fault = partial(self._faulted, index)
+                    await self._sit(holding, follower, seat)
             finally:
-                self._seat = None
-                for service in services:
-                    await context.server.remove(service.name)
+                self._follower = self._seat = self._routes = None
+                self._ready.clear()
 
-    def _siblings(self, stage: StageIndex) -> list[Sibling]:
-        """The live experts of the same stage, without this one."""
-        experts: dict[PeerId, ExpertRecord] = {
-            peer: entry.record for peer, entry in self._context.directory.snapshot().experts.items()
-        }
-        return [
-            Sibling(peer, record.endpoint, record.round, record.digest, record.ready)
-            for peer, record in sorted(experts.items())
-            if peer != self._context.me and record.seated and record.stage == stage
-        ]
+    async def _follow(self, follower: Follower) -> None:
+        """Until the stage is to have a seat."""
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(follower.follow())
+            await self._promoted.wait()
+            following.cancel()
+
+    async def _sit(self, holding: Holding, follower: Follower, seat: Seat) -> None:
+        assert self._vault is not None
+        async with asyncio.TaskGroup() as group:
+            arrival = Arrival(self._context, holding, follower, seat, self._reason, partial(self._vault.take, seat))
+            await arrival.come(group, self._order.heir_of)
+            self._phase, seat.phase = "seated", "waiting"
+            self._reason.set(f"waiting: no route through {seat.stage.name} yet")
+            self._ready.set()
+            self._announce()
+            seat.rounds.on_rest = self._vault.saver(seat, self._verdict).look
+            await seat.keep()
+
+    def _faulted(self, stage: StageIndex, fault: ComputeError) -> None:
+        """The stage's own code failed. After too many faults its seat is given back, if another expert holds it too."""
+        if isinstance(fault, TornError):
+            self._is_torn = True
+            self._changed.set()
+        now = asyncio.get_running_loop().time()
+        is_held_elsewhere = any(sibling.ready for sibling in siblings(self._context, stage))
+        if self._faults.add(fault.reason, now) and is_held_elsewhere and self._pinned is None:
+            seconds = self._faults.rest(now)
+            log.warning("gives stage %d back, and takes none for %.0f s: %s", stage, seconds, fault.reason)
+            self._order = SPARE
+            self._changed.set()
+
+    async def _rest(self) -> None:
+        """After too many faults nothing is taken for a while; the client sees this phase, and leaves it in peace."""
+        left = self._faults.left(asyncio.get_running_loop().time())
+        if left:
+            self._phase = "failed"
+            self._reason.set(f"takes no stage for {left:.0f} s: {self._faults.reason}")
+            await asyncio.sleep(left)
+
+    def _verdict(self) -> Verdict:
+        """On the last committed step."""
+        assert self._routes is not None
+        return self._routes.standing.verdict
 
     async def _keep_announcing(self) -> None:
         while True:
@@ -221,15 +285,20 @@ class Expert:
 
     def _facts(self) -> ExpertStatus:
         now = asyncio.get_running_loop().time()
-        wanted = self._wanted
-        if self._seat is not None and self._seat.stage.index == wanted:
+        order = self._order
+        if order.follows is not None:
+            is_warm = self._follower is not None and self._follower.is_warm
+            return self._with_pin(ExpertStatus(follows=order.follows, warm=is_warm))
+        if self._seat is not None and self._seat.stage.index == order.seat:
             return self._with_pin(self._seat.status(now))
         # A stage that is being built counts as taken, or the client would give it to others too; and the stage that
         # is left for it as gone, or the client would route through it.
-        return self._with_pin(ExpertStatus(seated=wanted is not None, stage=wanted or 0))
+        return self._with_pin(ExpertStatus(seated=order.seat is not None, stage=order.seat or 0))
 
     def _with_pin(self, facts: ExpertStatus) -> ExpertStatus:
-        return replace(facts, pinned=self._pinned is not None)
+        transport = self._context.transport
+        uplink, downlink = transport.uplink(), transport.downlink()
+        return replace(facts, pinned=self._pinned is not None, uplink=uplink, downlink=downlink)
 
     def _announce(self) -> None:
         if self._config is None or self._context.directory.run is None:
@@ -247,6 +316,8 @@ class Expert:
                 digest=facts.digest,
                 pinned=facts.pinned,
                 reason=str(self._reason),
+                follows=StageIndex(facts.follows) if facts.follows is not None and not is_leaving else None,
+                warm=facts.warm and not is_leaving,
             )
         )
 
@@ -256,14 +327,15 @@ def _check_stage(config: RunConfig, stage: StageIndex) -> None:
         raise ConfigError(f"stage {stage} is out of range: run {config.id} has stages 0 to {config.model.stages - 1}")
 
 
-def _stuck_seconds(device: Device, lease: float) -> float:
-    """For how long one unit of work has kept the device busy, if that is far longer than any before."""
+def _pulse(device: Device, lease: float) -> tuple[float, float]:
+    """For how long one unit of work has kept the device busy, if that is far longer than any before, else 0; and the
+    seconds of the longest lately."""
     held = device.statistics()
     if held.busy_since is None:
-        return 0.0
+        return 0.0, held.longest_seconds
     busy = time.monotonic() - held.busy_since
-    longest = max(lease, STUCK_FACTOR * held.longest_seconds if held.jobs else FIRST_SECONDS)
-    return busy if busy > longest else 0.0
+    longest = max(lease, WORK_FACTOR * held.longest_seconds if held.jobs else FIRST_SECONDS)
+    return (busy if busy > longest else 0.0), held.longest_seconds
 
 
 def _why(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from distqat.averaging import merging
 from distqat.averaging.averager import Averager, Outcome
 from distqat.averaging.merging import Ahead
 from distqat.averaging.phases import Phase
+from distqat.ids import PipelineId, StepRef
 from distqat.model.stage import Stage
 
 
@@ -28,6 +29,8 @@ class Flight:
     """Eager: where the steps beside the round begin; None: they go on from `local`."""
     steps: int = 0
     """Committed since it began."""
+    origins: tuple[StepRef, ...] = ()
+    """Up to which step of which pipeline its local values go."""
     come: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the outcome is known."""
     outcome: Outcome | None = None
@@ -44,6 +47,7 @@ class Handover:
 
     def __init__(self, stage: Stage, averager: Averager) -> None:
         self.samples = dict.fromkeys(range(len(stage.fragments)), 0)  # By fragment.
+        self.origins: dict[PipelineId, int] = {}  # By pipeline the last step that the samples are of.
         self.replayed = 0  # Rounds that were missed and replayed.
         self._stage = stage
         self._averager = averager
@@ -54,8 +58,10 @@ class Handover:
     def __repr__(self) -> str:
         return f"<Handover {self.samples}>"
 
-    def count(self, samples: int) -> None:
-        """A step of so many samples is committed."""
+    def count(self, samples: int, at: StepRef | None = None) -> None:
+        """A step of so many samples is committed; `at`: which."""
+        if at is not None:
+            self.origins[at.pipeline] = at.step
         for fragment in self.samples:
             self.samples[fragment] += samples
 
@@ -69,6 +75,7 @@ class Handover:
         """Take the numbers of a round out of the stage; `share` as above, for an eager one that steps go on beside."""
         local = self._stage.gather(how.fragments)
         flight = Flight(how, {index: self.samples[index] for index in how.fragments}, local, None)
+        flight.origins = tuple(StepRef(pipeline, step) for pipeline, step in sorted(self.origins.items()))
         if is_beside and self._sync.eager:
             assert self._averager.outer is not None
             flight.ahead = merging.ahead(self._averager.outer, local, how, share, self._momenta)
@@ -128,6 +135,8 @@ class Handover:
         elif touched_by(outcome):
             self.samples = dict.fromkeys(self.samples, 0)
             self._momenta.clear()
+        if not any(self.samples.values()):
+            self.origins.clear()
         return touched_by(outcome)
 
     def _kept_of(self, flight: Flight) -> float:

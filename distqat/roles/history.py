@@ -41,6 +41,13 @@ class History:
             self._write(path, run)
         return True
 
+    def remember(self, run: RunId) -> None:
+        """The run has committed a round, whoever says so."""
+        path = self._path(run)
+        if path is not None and run not in self._committed and not path.exists():
+            self._write(path, run)
+        self._committed.add(run)
+
     def _path(self, run: RunId) -> Path | None:
         return self._folder / f"committed-{run.digest}.json" if self._folder is not None else None
 

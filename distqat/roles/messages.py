@@ -8,8 +8,11 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from distqat.ids import RunId, Seat
+from distqat.ids import Endpoint, PeerId, RunId, Seat, StageIndex
+from distqat.model.agreement import Verdict
 from distqat.pb import control_pb2 as pb
+from distqat.roles.checkpoint.words import Begin
+from distqat.roles.orders import Order
 from distqat.roles.status import ExpertStatus, PeerStatus, PipelineStatus
 from distqat.rpc import mirror
 from distqat.rpc.transport import Method
@@ -28,6 +31,8 @@ DROP_ROLE = Method(SERVICE, "DropRole")
 DRAIN = Method(SERVICE, "Drain")
 ASSIGN = Method(SERVICE, "Assign")
 DRIVE = Method(SERVICE, "Drive")
+FENCE = Method(SERVICE, "Fence")
+LOST = Method(SERVICE, "Lost")
 
 T = TypeVar("T")
 
@@ -229,11 +234,25 @@ class DrainReply:
 
 @dataclass(frozen=True)
 class AssignRequest:
-    """Asks an expert to take a stage, or (not seated) to become a spare."""
+    """Asks an expert to take a stage, or (not seated) to become a spare, which may follow one."""
 
     run: RunId
     seated: bool
     stage: int
+    follow: bool = False
+    heir_of: str = ""
+
+    @classmethod
+    def of(cls, run: RunId, order: Order) -> AssignRequest:
+        """The request for that order."""
+        follow = order.follows is not None
+        return cls(run, order.seat is not None, order.stage or 0, follow, order.heir_of or "")
+
+    @property
+    def order(self) -> Order:
+        """What is asked for."""
+        stage = StageIndex(self.stage) if self.seated or self.follow else None
+        return Order(stage, self.seated or stage is None, PeerId(self.heir_of) if self.heir_of else None)
 
 
 @dataclass(frozen=True)
@@ -245,12 +264,14 @@ class AssignReply:
 
 @dataclass(frozen=True)
 class DriveRequest:
-    """Asks a trainer to drive a route; an empty one stops the pipeline."""
+    """Asks a trainer to drive a route; an empty one stops the pipeline. In order: after the steps under way."""
 
     run: RunId
     pipeline: str
     epoch: int
     route: tuple[Seat, ...]
+    in_order: bool = False
+    begin: Begin | None = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +279,35 @@ class DriveReply:
     """What the trainer does on that pipeline now."""
 
     pipeline: PipelineStatus
+
+
+@dataclass(frozen=True)
+class FenceRequest:
+    """Asks an expert to commit no further step of a pipeline; `step`: the last that any stage has, 0: not known."""
+
+    run: RunId
+    pipeline: str
+    step: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class FenceReply:
+    """What the expert has committed of it: last step, the claim that it was of, and what was decided of it."""
+
+    step: int
+    claim: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class LostRequest:
+    """Tells a daemon that a peer is lost."""
+
+    run: RunId
+    peer: str
+    endpoint: Endpoint
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -282,6 +332,9 @@ _KINDS: dict[type, type[Message]] = {
     AssignReply: pb.AssignReply,
     DriveRequest: pb.DriveRequest,
     DriveReply: pb.DriveReply,
+    FenceRequest: pb.FenceRequest,
+    FenceReply: pb.FenceReply,
+    LostRequest: pb.LostRequest,
     Empty: pb.StatusRequest,
 }
 

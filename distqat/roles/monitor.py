@@ -13,8 +13,8 @@ from pathlib import Path
 
 from distqat.aio import Backoff, supervise
 from distqat.errors import DistqatError
-from distqat.ids import Endpoint
-from distqat.roles.context import RoleContext, RoleOptions
+from distqat.ids import Endpoint, short
+from distqat.roles.context import RESTARTS, RoleContext, RoleOptions
 from distqat.roles.messages import MetricLine
 from distqat.roles.remote import Remote
 from distqat.roles.sinks import METRICS_FILE, Sink, last_serials, open_sinks
@@ -31,7 +31,7 @@ async def open_role(context: RoleContext, options: RoleOptions) -> AsyncIterator
     """Watch the swarm while the role is held."""
     monitor = Monitor(context)
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(supervise("monitor", monitor.watch, Backoff(1.0, 10.0), monitor.failed))
+        task = group.create_task(supervise("monitor", monitor.watch, Backoff(1.0, 10.0), monitor.failed, RESTARTS))
         yield monitor
         task.cancel()
 
@@ -44,6 +44,7 @@ class Monitor:
         self._reason = Reason(log, "waiting: no run is known yet")
         self._phase = "waiting"
         self._seen: dict[str, int] = {}  # Serial of the last line that was taken from each peer.
+        self._silent: set[str] = set()  # Peers of the last look that did not answer.
         self._lines = 0  # Lines taken, all peers together.
 
     def __repr__(self) -> str:
@@ -66,6 +67,8 @@ class Monitor:
         section = self._context.settings.monitor
         config = await self._context.run.wait()
         folder = Path(self._context.settings.daemon.log_dir) / config.run.name
+        self._phase = "joining"
+        self._reason.set(f"opening what takes the metrics of run {config.id}")
         async with AsyncExitStack() as stack:
             # In a thread: opening a sink may read packages and reach for the network.
             sinks_cm = open_sinks(section, config.id, folder)
@@ -81,6 +84,7 @@ class Monitor:
         peers = {peer: entry.record.endpoint for peer, entry in self._context.directory.snapshot().peers.items()}
         peers[self._context.me] = self._context.endpoint
         await asyncio.to_thread(_write_peers, folder / PEERS_FILE, sorted(peers.values()))
+        self._silent &= peers.keys()
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(self._ask(peer, endpoint)) for peer, endpoint in sorted(peers.items())]
         for peer, lines in (task.result() for task in asked):
@@ -90,13 +94,17 @@ class Monitor:
             self._lines += len(lines)
             for sink in sinks:
                 await asyncio.to_thread(sink.write, peer, lines)
-        self._reason.set(f"watching {len(peers)} peers", logging.DEBUG)
+        silent = f", of which {len(self._silent)} do not answer: {', '.join(map(short, sorted(self._silent)))}"
+        self._reason.set(f"watching {len(peers)} peers{silent if self._silent else ''}", logging.DEBUG)
 
     async def _ask(self, peer: str, endpoint: Endpoint) -> tuple[str, Sequence[MetricLine]]:
         remote = Remote(self._context.transport, endpoint)
         try:
-            return peer, await remote.metrics(self._seen.get(peer, 0))
+            lines = await remote.metrics(self._seen.get(peer, 0))
+            self._silent.discard(peer)
+            return peer, lines
         except DistqatError as error:
+            self._silent.add(peer)
             log.debug("%s did not tell its metrics: %s", endpoint, error)
             return peer, ()
 

@@ -6,8 +6,13 @@ from typing import Any, TypeVar
 
 from distqat.config import RunConfig
 from distqat.errors import WrongRunError
-from distqat.ids import Endpoint, PipelineId, RunId, Seat, StageIndex
+from distqat.ids import Endpoint, PipelineId, RunId, Seat
+from distqat.model.agreement import Verdict
 from distqat.roles import messages
+from distqat.roles.checkpoint.messages import LOAD, LoadReply, LoadRequest
+from distqat.roles.checkpoint.words import Begin, Load
+from distqat.roles.events.messages import EVENTS, EventsReply, EventsRequest
+from distqat.roles.orders import Order
 from distqat.roles.status import ExpertStatus, PeerStatus, PipelineStatus, SwarmStatus
 from distqat.rpc.transport import Deadline, Method, Transport
 
@@ -53,6 +58,12 @@ class Remote:
         """Its spans of these steps of a pipeline, and its clock; `most` = 0: without spans, which is quick."""
         return await self._ask(messages.TRACE, messages.TraceRequest(pipeline, first, last, most), messages.TraceReply)
 
+    async def events(self, after: int = 0, most: int = 0) -> EventsReply:
+        """Its events after that serial, a page of them; `most` = 0: as many as it tells at once."""
+        deadline = Deadline.after(self.seconds)
+        request = EventsRequest(after, most).encode()
+        return EventsReply.decode(await self._transport.call(self.endpoint, EVENTS, request, deadline))
+
     def beside(self, endpoint: Endpoint, seconds: float = CALL_SECONDS) -> Remote:
         """Another daemon, reached through the same transport."""
         return Remote(self._transport, endpoint, seconds)
@@ -69,15 +80,40 @@ class Remote:
         """Let it leave in good order; seconds after which it gives up waiting."""
         return (await self._ask(messages.DRAIN, messages.Empty(), messages.DrainReply)).timeout
 
-    async def assign(self, run: RunId, stage: StageIndex | None) -> ExpertStatus:
-        """Give it a stage, or (None) take its stage away."""
-        request = messages.AssignRequest(run, stage is not None, stage or 0)
+    async def assign(self, run: RunId, order: Order) -> ExpertStatus:
+        """Let its expert be what is ordered."""
+        request = messages.AssignRequest.of(run, order)
         return (await self._ask(messages.ASSIGN, request, messages.AssignReply)).expert
 
-    async def drive(self, run: RunId, pipeline: PipelineId, epoch: int, route: tuple[Seat, ...]) -> PipelineStatus:
-        """Let its trainer drive a route; an empty one stops the pipeline."""
-        request = messages.DriveRequest(run, pipeline, epoch, route)
+    async def load(self, run: RunId, stage: int, load: Load) -> ExpertStatus:
+        """Let its expert take the stage out of a checkpoint."""
+        deadline, request = Deadline.after(self.seconds), LoadRequest(run, stage, load).encode()
+        return LoadReply.decode(await self._transport.call(self.endpoint, LOAD, request, deadline)).expert
+
+    async def drive(
+        self,
+        run: RunId,
+        pipeline: PipelineId,
+        epoch: int,
+        route: tuple[Seat, ...],
+        in_order: bool = False,
+        begin: Begin | None = None,
+    ) -> PipelineStatus:
+        """Let its trainer drive a route, at once or after the steps under way; an empty one stops the pipeline.
+
+        `begin`: where it goes on if it is new to the trainer.
+        """
+        request = messages.DriveRequest(run, pipeline, epoch, route, in_order, begin)
         return (await self._ask(messages.DRIVE, request, messages.DriveReply)).pipeline
+
+    async def fence(self, run: RunId, pipeline: str, step: int, verdict: Verdict) -> messages.FenceReply:
+        """Let its expert commit no further step of the pipeline, and say which was the last."""
+        request = messages.FenceRequest(run, pipeline, step, verdict)
+        return await self._ask(messages.FENCE, request, messages.FenceReply)
+
+    async def lost(self, run: RunId, peer: str, endpoint: Endpoint, reason: str) -> None:
+        """Tell it that a peer of the run is lost."""
+        await self._ask(messages.LOST, messages.LostRequest(run, peer, endpoint, reason), messages.Empty)
 
     async def _ask(self, method: Method, request: Any, answer: type[T]) -> T:
         deadline = Deadline.after(self.seconds)

@@ -14,12 +14,13 @@ ask, and wait until the gate is open; a caller that is cancelled takes nothing a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 
 from distqat.averaging.averager import Averager
 from distqat.errors import DistqatError
+from distqat.ids import StepRef
 from distqat.model.device import Device
 from distqat.model.stage import Stage
 from distqat.roles.flight import Flight, Handover, is_own
@@ -48,10 +49,21 @@ class Rounds:
         self._may_merge = asyncio.Event()  # Set when the round under way is to be merged as soon as it has come.
         self._settled = asyncio.Event()  # Cleared while all fragments are to synchronise with training at rest.
         self._settled.set()
+        self._is_frozen = False  # True when no round begins any more: the stage is handed over.
+        self._resting = asyncio.Event()  # Set while no round is under way.
+        self._resting.set()
+        self.on_rest: Callable[[bool], Awaitable[None]] = _nothing  # Awaited after each round while the gate is shut.
 
     def __repr__(self) -> str:
         what = "no round" if self._flight is None else f"{self._flight.steps} steps beside a round"
         return f"<Rounds {what}, gate {'open' if self.gate.is_set() else 'shut'}>"
+
+    def describe(self) -> str:
+        """For what training waits while the gate is shut, in one sentence."""
+        what = "numbers go from the stage into a round, or come back"
+        if self._flight is not None and not self._flight.come.is_set():
+            what = f"a round goes on: {self._averager.reason}"
+        return what if self._settled.is_set() else f"settling with the siblings: {what}"
 
     @property
     def has_progress(self) -> bool:
@@ -63,9 +75,38 @@ class Rounds:
         """Whether a round is under way and steps go on."""
         return self._flight is not None and self.gate.is_set()
 
-    def count(self, samples: int) -> None:
-        """A step of so many samples is committed."""
-        self.handover.count(samples)
+    @property
+    def is_current(self) -> bool:
+        """Whether the stage's values began at what is committed now: nothing has come that is not merged."""
+        return self._flight is None or not self._flight.come.is_set()
+
+    @property
+    def steps(self) -> int:
+        """Committed since the last round began."""
+        return self._steps
+
+    def resume(self, samples: Sequence[int], steps: int) -> None:
+        """Go on where another has stopped: what its values stand for, by fragment, and its steps since a round."""
+        self.handover.samples = dict(enumerate(samples))
+        self._steps = steps
+
+    @asynccontextmanager
+    async def frozen(self) -> AsyncIterator[None]:
+        """Within, the last round is merged and none begins; nor ever after, unless the block fails."""
+        self._is_frozen = True
+        self._stop()
+        try:
+            await self._settled.wait()
+            await self._resting.wait()
+            yield
+        except BaseException:
+            self._is_frozen = False
+            self.gate.set()
+            raise
+
+    def count(self, samples: int, at: StepRef | None = None) -> None:
+        """A step of so many samples is committed; `at`: which."""
+        self.handover.count(samples, at)
         self._steps += 1
         if self._flight is not None:
             self._flight.steps += 1
@@ -107,14 +148,16 @@ class Rounds:
         while True:
             await self._asked.wait()
             self._asked.clear()
+            is_settling = not self._settled.is_set()
             try:
-                if not self._settled.is_set():
+                if is_settling:
                     await self._settle()
-                elif self._averager.is_due(self._steps):
+                elif not self._is_frozen and self._averager.is_due(self._steps):
                     await self._round()
+                await self.on_rest(is_settling)
             finally:
                 # What was asked for while steps went on beside a round is done at the boundary where that was merged.
-                if not self._asked.is_set():
+                if not self._asked.is_set() and not self._is_frozen:
                     self.gate.set()
 
     def _is_something_due(self) -> bool:
@@ -147,6 +190,7 @@ class Rounds:
             return ()
         is_beside = how.overlap > 0 and self._settled.is_set()
         self._steps = 0
+        self._resting.clear()
         try:
             begin = partial(self.handover.begin, how, self.handover.share(), is_beside)
             flight = self._flight = await self._device.run(begin)
@@ -165,10 +209,13 @@ class Rounds:
             return ()
         finally:
             self._flight = None
+            self._resting.set()
 
     async def _synchronise(self, flight: Flight) -> None:
         try:
-            flight.outcome = await self._averager.synchronise(flight.local, max(flight.samples.values()))
+            flight.outcome = await self._averager.synchronise(
+                flight.local, max(flight.samples.values()), flight.origins
+            )
         except DistqatError as error:
             # Tried again after as many steps, not after each.
             self._journal.failed(error)
@@ -193,3 +240,7 @@ class Rounds:
             if touched and not is_own(outcome):
                 self._journal.caught_up(outcome)
         return touched
+
+
+async def _nothing(is_settled: bool) -> None:
+    """What is done between two steps if nobody wants anything else."""

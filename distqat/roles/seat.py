@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from distqat.aio import Backoff, supervise
 from distqat.averaging.averager import Averager
 from distqat.config import RunConfig
-from distqat.errors import RefusedError
-from distqat.ids import short
+from distqat.errors import RefusedError, StaleError
+from distqat.ids import PipelineId, StepRef, short
 from distqat.model.device import Device
 from distqat.model.stage import Stage
 from distqat.pipeline.messages import Open
 from distqat.roles.context import RoleContext
+from distqat.roles.copies.copy import Copy
 from distqat.roles.journal import Journal, told
 from distqat.roles.rounds import Rounds
 from distqat.roles.status import ExpertStatus, StepTimes
@@ -55,10 +59,14 @@ class Seat:
         self._journal = journal
         self._reason = reason
         self._route: Open | None = None  # How the route that runs through here was opened; None between routes.
+        self.pipeline: PipelineId | None = None  # That of the last route; None before the first.
         self.rounds = Rounds(stage, device, averager, journal, self._is_idle)
         self._quiet_since = 0.0  # When work was last delivered.
         self._is_in_step = False  # A training forward has begun, and its step is not committed.
         self._rate = Rate()
+        self.arrived = asyncio.Event()  # Cleared while the numbers of the stage are still being handed over to it.
+        self.arrived.set()
+        self._bequest: asyncio.Future[bool] | None = None  # Whether the heir has it all; None while nobody is heir.
 
     def __repr__(self) -> str:
         return f"<Seat {self.stage!r} {self.phase}: {self._reason}>"
@@ -71,6 +79,11 @@ class Seat:
     @phase.setter
     def phase(self, phase: str) -> None:
         self._phase = phase
+
+    @property
+    def reason(self) -> str:
+        """Why: that of the round for which training waits, else what was said of the routes."""
+        return str(self._reason if self.rounds.gate.is_set() else self.rounds.describe())
 
     @property
     def is_ready(self) -> bool:
@@ -117,10 +130,13 @@ class Seat:
             raise RefusedError(f"stage {self.stage.index} on {short(self._context.me)} is not ready: {self._reason}")
         if self.is_closing:
             raise RefusedError(f"{short(self._context.me)} gives stage {self.stage.index} back")
-        self._route = opening
+        # The expert that hands it over has been left by its route, or will soon be.
+        await self.arrived.wait()
+        self._route, self.pipeline = opening, PipelineId(opening.pipeline)
         self._journal.timeline = self._context.telemetry.timelines.of(
             opening.pipeline, self.stage.name, self.stage.index
         )
+        self._journal.opened(opening)
         self.unrouted.clear()
         self.phase = "training"
         self._reason.set(f"training {self.stage.name} in pipeline {opening.pipeline}")
@@ -133,9 +149,48 @@ class Seat:
     async def committed(self, step: int, samples: int) -> None:
         """A step is applied; what is due of a round follows."""
         self._is_in_step = False
-        self.rounds.count(samples)
+        self.rounds.count(samples, StepRef(self.pipeline, step) if self.pipeline is not None else None)
         self._rate.add(samples, asyncio.get_running_loop().time())
         await self.rounds.boundary()
+
+    # What spares and heirs ask of it.
+
+    async def copy(self) -> Copy:
+        """What the stage holds after the last step. Raises StaleError while a committed round is not in it yet."""
+        outer = self.averager.outer
+        if outer is None or not self.rounds.is_current:
+            raise StaleError(f"{self.stage.name} has no copy to give: {self._reason}")
+        handover, steps = self.rounds.handover, self.rounds.steps
+        samples = tuple(handover.samples.values())
+        origins = tuple(StepRef(pipeline, step) for pipeline, step in sorted(handover.origins.items()))
+        state = await self.device.run(self.stage.local_state)
+        return Copy(state, outer.digest, samples, steps, origins)
+
+    @asynccontextmanager
+    async def handing_over(self) -> AsyncIterator[Callable[[], Awaitable[Copy]]]:
+        """Within, the asker is the heir; what it is given waits for the end of the route and makes the last copy, after
+        which nothing moves the stage any more. Raises RefusedError unless the expert is leaving and has no heir yet."""
+        if not self.is_closing or self._bequest is not None:
+            raise RefusedError(f"{short(self._context.me)} does not hand {self.stage.name} over now")
+        bequest = self._bequest = asyncio.get_running_loop().create_future()
+        is_given = False
+        try:
+            async with AsyncExitStack() as stack:
+                yield partial(self._last_copy, stack)
+            is_given = True
+        finally:
+            self._bequest = None if not is_given else bequest
+            bequest.set_result(is_given)
+
+    async def is_handed_over(self) -> bool:
+        """Whether an heir goes on with all that was learned here; waits until one that has asked has it."""
+        return self._bequest is not None and await self._bequest
+
+    async def _last_copy(self, stack: AsyncExitStack) -> Copy:
+        await self.unrouted.wait()
+        await stack.enter_async_context(self.rounds.frozen())
+        await self.device.run(self.stage.drop_pending)
+        return await self.copy()
 
     async def settle(self) -> None:
         """The trainer wants the siblings to agree now."""
@@ -148,6 +203,7 @@ class Seat:
     async def closed(self, reason: str) -> None:
         """The route is gone; the stage keeps what it holds, and waits for the next one."""
         self._route = self._journal.timeline = None
+        self._journal.closed(reason)
         self.unrouted.set()
         self._is_in_step = False
         self._quiet_since = asyncio.get_running_loop().time()
@@ -179,4 +235,4 @@ class Seat:
 
     def _is_idle(self) -> bool:
         quiet = asyncio.get_running_loop().time() - self._quiet_since
-        return quiet >= IDLE_SECONDS and self.is_between_steps
+        return quiet >= IDLE_SECONDS and self.is_between_steps and self.arrived.is_set()

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from distqat.ids import NOWHERE, Endpoint, RunId, Seat
+from distqat.roles.checkpoint.words import CheckpointStatus
 from distqat.timeline import Timeline
 from distqat.times import DOWN, UP
 
@@ -84,6 +85,10 @@ class ExpertStatus:
     times: StepTimes | None = None
     beside: bool = False
     replayed: int = 0
+    follows: int | None = None
+    warm: bool = False
+    uplink: float = 0.0
+    downlink: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,21 @@ class PipelineStatus:
 
 @dataclass(frozen=True)
 class Loss:
-    """A peer that was lost, and why."""
+    """A peer that was lost, and why; `how`: by a broken connection, by silence, or stuck."""
 
     peer: str = ""
     kind: str = ""
     reason: str = ""
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The lease of a live peer, as its client sees it: renewed `age` seconds ago, over after `seconds`."""
+
+    peer: str = ""
+    age: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,8 @@ class RunStatus:
     lost: int = 0
     pipelines: tuple[PipelineStatus, ...] = ()
     losses: tuple[Loss, ...] = ()
+    leases: tuple[Lease, ...] = ()
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +156,7 @@ class RoleStatus:
     expert: ExpertStatus | None = None
     pipelines: tuple[PipelineStatus, ...] = ()
     run: RunStatus | None = None
+    checkpoints: CheckpointStatus | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +182,7 @@ class PeerStatus:
     known_peers: int = 0
     reason: str = ""
     reachable: bool = True
+    work_seconds: float = 0.0
 
     def role(self, name: str) -> RoleStatus | None:
         """The status of that role, if the daemon holds it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distqat.data.client import Batch, DataClient
 
@@ -33,6 +33,8 @@ class Supply:
         self._claimed = 0  # Step of the last portion.
         self._is_over = False  # No further batch comes: the run's budget is committed.
         self._is_ended = False  # Nothing is given out any more.
+        self.is_careful = False  # One step at a time: one of those under way has failed.
+        self.is_paused = False  # Nothing is given out until another route opens.
         self._changed = asyncio.Event()  # Set, and replaced, whenever anything above changes.
 
     def __repr__(self) -> str:
@@ -44,12 +46,12 @@ class Supply:
         return "" if self._portions else self._data.waiting
 
     async def restart(self, committed: int) -> bool:
-        """A route opens at this step: what is claimed beyond it is given out anew; whether there is any."""
+        """A route opens at this step: what is claimed beyond it is given out; whether any of it was before."""
         await self.book(committed)
-        self._taken = committed
+        given, self._taken = self._taken, committed
         self._claimed = self._portions[-1].step if self._portions else committed
-        self._is_over = False
-        return bool(self._portions)
+        self._is_over = self.is_paused = False
+        return bool(self._portions) and self._portions[0].step <= given
 
     async def keep_claiming(self) -> None:
         """Claim the next batch while the present one is submitted, until the budget is committed. May be cancelled."""
@@ -57,7 +59,7 @@ class Supply:
             if self._claimed > self._taken:
                 await self._changed.wait()
                 continue
-            batch = await self._data.next(self._samples())
+            batch = await self._data.next(self._samples(), self._claimed + 1)
             # Nothing is awaited between the claim and this: a cancellation cannot lose the batch.
             if batch is None:
                 self._is_over = True
@@ -68,8 +70,8 @@ class Supply:
 
     async def take(self) -> Portion | None:
         """The next step's batch; None when the budget is committed, or when no further step may begin."""
-        while not self._is_ended:
-            if self._claimed > self._taken:
+        while not self._is_ended and not self.is_paused:
+            if self._claimed > self._taken and not (self.is_careful and self.under_way is not None):
                 self._taken += 1
                 self._notify()
                 return next(portion for portion in self._portions if portion.step == self._taken)
@@ -77,6 +79,16 @@ class Supply:
                 break
             await self._changed.wait()
         return None
+
+    @property
+    def under_way(self) -> Batch | None:
+        """The first batch that was given out and is not known to be committed; None when there is none."""
+        return self._portions[0].batch if self._portions and self._portions[0].step <= self._taken else None
+
+    def pause(self) -> None:
+        """Begin no further step on this route."""
+        self.is_paused = True
+        self._notify()
 
     def end(self) -> None:
         """Begin no further step, ever."""
@@ -88,6 +100,15 @@ class Supply:
         while self._portions and self._portions[0].step <= committed:
             await self._data.committed(self._portions[0].batch)
             self._portions.popleft()
+            self._notify()
+
+    async def refuse(self, reason: str) -> Batch:
+        """Nobody should train on the first batch that is not committed; the ones after it move up by a step."""
+        batch = self._portions[0].batch
+        await self._data.refuse(batch, reason)
+        self._portions.popleft()
+        self._portions = deque(replace(portion, step=portion.step - 1) for portion in self._portions)
+        return batch
 
     async def give_back(self) -> None:
         """Somebody else trains on what is left."""

@@ -13,10 +13,12 @@ from distqat.data.client import LedgerClient, RemoteClaims
 from distqat.data.sampler import Sampler
 from distqat.data.sources import Source, open_source
 from distqat.discovery.records import Pace, TrainerRecord
-from distqat.errors import RefusedError
-from distqat.ids import Endpoint, PipelineId, Seat
-from distqat.roles.context import RoleContext, RoleOptions
+from distqat.errors import DistqatError, RefusedError
+from distqat.ids import Endpoint, PeerId, PipelineId, Seat, short
+from distqat.roles.checkpoint.words import Begin
+from distqat.roles.context import RESTARTS, RoleContext, RoleOptions
 from distqat.roles.drive import Drive, Fuel
+from distqat.roles.remote import Remote
 from distqat.roles.status import PipelineStatus, RoleStatus
 from distqat.telemetry import Reason
 
@@ -30,7 +32,7 @@ async def open_role(context: RoleContext, options: RoleOptions) -> AsyncIterator
     """Drive pipelines while the role is held."""
     async with asyncio.TaskGroup() as group:
         trainer = Trainer(context, group)
-        task = group.create_task(supervise("trainer", trainer.prepare, Backoff(1.0, 10.0), trainer.failed))
+        task = group.create_task(supervise("trainer", trainer.prepare, Backoff(1.0, 10.0), trainer.failed, RESTARTS))
         try:
             yield trainer
         finally:
@@ -72,7 +74,7 @@ class Trainer:
         self._phase = "joining"
         self._reason.set(f"opening data source {config.data.source}")
         source: Source = await asyncio.to_thread(open_source, config.data)
-        self._fuel = Fuel(context.me, context.transport, config, source, context.telemetry, self._paces)
+        self._fuel = Fuel(context.me, context.transport, config, source, context.telemetry, self._paces, self._suspect)
         while self._phase != "draining":
             self._forget_ended()
             busy = sum(not task.done() for task in self._tasks.values())
@@ -81,17 +83,29 @@ class Trainer:
             self._announce()
             await asyncio.sleep(ANNOUNCE_SECONDS)
 
-    async def drive(self, pipeline: PipelineId, epoch: int, route: tuple[Seat, ...]) -> PipelineStatus:
-        """Drive this route from now on; an empty one ends the pipeline. Raises RefusedError, StaleError."""
+    async def drive(
+        self,
+        pipeline: PipelineId,
+        epoch: int,
+        route: tuple[Seat, ...],
+        in_order: bool = False,
+        begin: Begin | None = None,
+    ) -> PipelineStatus:
+        """Drive this route from now on, or after the steps under way; an empty one ends the pipeline. A pipeline that
+        is not driven here yet goes on at `begin`.
+
+        Raises RefusedError, StaleError.
+        """
         if self._fuel is None or self._phase == "draining":
             raise RefusedError(f"the trainer takes no orders now: {self._reason}")
         drive = self._drives.get(pipeline)
         if drive is None and not route:
             return PipelineStatus(pipeline, epoch, phase="waiting", reason="not driven here")
         if drive is None:
-            drive = Drive(self._fuel, pipeline, self._data_client(self._fuel.config, self._fuel.source, pipeline))
+            data = self._data_client(self._fuel.config, self._fuel.source, pipeline)
+            drive = Drive(self._fuel, pipeline, data, begin)
             self._drives[pipeline] = drive
-        drive.order(epoch, route)
+        drive.order(epoch, route, in_order)
         if route and pipeline not in self._tasks:
             work = supervise(f"pipeline {pipeline}", drive.work, Backoff(0.5, 5.0))
             self._tasks[pipeline] = self._group.create_task(work, name=pipeline)
@@ -125,6 +139,20 @@ class Trainer:
         clients = self._context.directory.snapshot().clients
         planning = sorted((peer, e.record.endpoint) for peer, e in clients.items() if e.record.planning)
         return planning[0][1] if planning else None
+
+    def _suspect(self, peer: PeerId, reason: str) -> None:
+        """Let the client look at a peer at once: a route broke there."""
+        self._group.create_task(self._report(peer, reason), name=f"report of {peer}")
+
+    async def _report(self, peer: PeerId, reason: str) -> None:
+        client, run = self._find_client(), self._context.run.id
+        entry = self._context.directory.snapshot().experts.get(peer)
+        if client is None or run is None or entry is None:
+            return
+        try:
+            await Remote(self._context.transport, client).lost(run, peer, entry.record.endpoint, reason)
+        except DistqatError as error:
+            log.info("the client does not hear that a route broke at %s: %s", short(peer), error)
 
     def _paces(self) -> list[Pace]:
         """How fast the run's pipelines are, as far as their trainers say so and live."""

@@ -60,9 +60,18 @@ def through(codec: str, vector: Tensor) -> Tensor:
 
 
 def average(codec: str, contributions: Sequence[Tensor], samples: Sequence[int], bounds: Sequence[int]) -> Tensor:
-    """What a group ends with whose slices lie between these bounds: all is encoded twice, the mean by slices."""
-    mean = weighted_mean([through(codec, vector) for vector in contributions], samples)
-    return torch.cat([through(codec, mean[begin:end]) for begin, end in pairwise(bounds)])
+    """What members end with whose slices lie between these bounds, all and without samples too.
+
+    What travels to an owner is encoded, what it brings itself is not; the mean is, by slices.
+    """
+    sent = [through(codec, vector) for vector in contributions]
+    slices = []
+    for owner, (begin, end) in enumerate(pairwise(bounds)):
+        there = [*sent[:owner], contributions[owner], *sent[owner + 1 :]]
+        taken = [(vector[begin:end], count) for vector, count in zip(there, samples, strict=True) if count]
+        mean = weighted_mean([vector for vector, _ in taken], [count for _, count in taken])
+        slices.append(through(codec, mean))
+    return torch.cat(slices)
 
 
 def _parts(state: OuterState, vector: Tensor, how: Phase) -> list[tuple[Part, Tensor]]:

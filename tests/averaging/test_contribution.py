@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat.averaging import contribution as room
-from distqat.averaging.contribution import Average, Contribution
+from distqat.averaging import spans
+from distqat.averaging.contribution import ROW, Average, Contribution, sum_of_squares
 from distqat.averaging.feedback import Feedback
 from distqat.averaging.outer import split
 from distqat.averaging.phases import Phase
@@ -15,8 +20,9 @@ from distqat.averaging.spans import Shape
 from distqat.errors import TensorError
 from distqat.wire import codecs
 from distqat.wire.codecs.codec import Floats
+from distqat.wire.codecs.memory import SCRATCH
 from tests.averaging import naive
-from tests.averaging.vectors import drifted, outer_state, phase_of
+from tests.averaging.vectors import drifted, normal, outer_state, phase_of
 
 LOSSY = ("bf16", "int8", "int4", "int2")
 PHASES = [phase_of(True, 0, 1, 2, 3), phase_of(False, 0), phase_of(False, 1, 3), phase_of(False, 2)]
@@ -151,3 +157,40 @@ def test_an_average_is_read_out_of_its_bytes(codec: str) -> None:
     average = Average(codec, len(vector), codecs.find(codec).encode(vector), bytes=0)
     assert torch.equal(average.vector, naive.through(codec, vector))
     assert torch.equal(torch.from_numpy(average.read(768, np.empty(700, np.float32))), average.vector[768:1468])
+
+
+@pytest.mark.parametrize("length", [0, 1, ROW - 1, ROW, ROW + 1, 3 * ROW + 5])
+def test_the_square_of_any_length(length: int) -> None:
+    values = normal(length, 3).numpy()
+    assert sum_of_squares(values) == pytest.approx(float((values.astype(np.float64) ** 2).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e30])
+@pytest.mark.parametrize("at", [0, ROW - 1, ROW, 2 * ROW, 2 * ROW + 4])
+def test_the_square_of_what_cannot_be_measured_is_not_finite(bad: float, at: int) -> None:
+    values = normal(2 * ROW + 5, 3).numpy()
+    values[at] = bad
+    assert not math.isfinite(sum_of_squares(values))
+
+
+def test_a_block_has_room_in_the_scratch_memory() -> None:
+    assert len(SCRATCH.block) >= spans.BLOCK
+
+
+def test_contributions_can_be_encoded_on_several_threads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None writes where another one works."""
+    state, how = outer_state(), phase_of(False, 0)
+    locals_ = [drifted(state, how, seed) for seed in range(2)]
+    contributions = [Contribution.of(state, local, how, Feedback()) for local in locals_]
+    both_have_read = threading.Barrier(2, timeout=30)
+    plain = Contribution.read
+
+    def read(self: Contribution, begin: int, out: Floats, is_exact: bool) -> None:
+        plain(self, begin, out, is_exact)
+        both_have_read.wait()
+
+    monkeypatch.setattr(Contribution, "read", read)
+    with ThreadPoolExecutor(2) as threads:
+        encoded = list(threads.map(lambda contribution: contribution.encode("int8"), contributions))
+    for data, local in zip(encoded, locals_, strict=True):
+        assert data == codecs.find("int8").encode(naive.delta(state, local, how, is_exact=False))

@@ -67,9 +67,8 @@ def expected(group: Party, formed: Group) -> torch.Tensor:
     """What the group ends with, worked out on whole vectors."""
     how, codec = group.members[0].context.phase(0), formed.codec
     vectors = [naive.delta(member.state, member.local, how, codec == "none") for member in group.members]
-    taken = [(vector, member.samples) for vector, member in zip(vectors, formed.members, strict=True) if member.samples]
     bounds = [0, *(member.end for member in formed.members)]
-    return naive.average(codec, [vector for vector, _ in taken], [count for _, count in taken], bounds)
+    return naive.average(codec, vectors, [member.samples for member in formed.members], bounds)
 
 
 @pytest.mark.parametrize("sync", [DILOCO, PLAIN], ids=["diloco", "plain"])

@@ -11,7 +11,7 @@ from distqat.averaging.contribution import Average
 from distqat.averaging.outer import Part
 from distqat.averaging.phases import Phase, phase
 from distqat.averaging.spans import Shape
-from distqat.ids import PeerId
+from distqat.ids import PeerId, PipelineId, StepRef
 from distqat.sections import SyncSection
 from distqat.wire import codecs
 from tests.averaging import naive
@@ -148,3 +148,22 @@ def test_what_an_average_is_read_from_is_not_written_to() -> None:
     assert bytes(data) == before
     assert np.shares_memory(average.read(0, np.empty(5, np.float32)), vector.numpy())
     assert not any(np.shares_memory(part.anchor.numpy(), vector.numpy()) for part in after.parts)
+
+
+def test_the_cut_grows_with_what_is_contributed_and_is_part_of_the_digest() -> None:
+    def steps(**last: int) -> tuple[StepRef, ...]:
+        return tuple(StepRef(PipelineId(name), step) for name, step in last.items())
+
+    cut = outer.advanced(steps(p=4, q=7), steps(p=9, r=2))
+    assert cut == steps(q=7, p=9, r=2)
+    # A word that comes late takes nothing back.
+    assert outer.advanced(cut, steps(p=3)) == steps(q=7, r=2, p=9)
+    many = outer.advanced((), steps(**{f"p{number}": number for number in range(300)}))
+    assert len(many) == outer.MOST_PIPELINES
+    assert many[-1].step == 299
+    state, how = outer_state(), PHASES[0]
+    average = state.gather(how.fragments)
+    one, other = (outer.apply(state, average, how, origins=steps(p=step)) for step in (4, 5))
+    assert (one.cut, other.cut) == (steps(p=4), steps(p=5))
+    assert one.digest != other.digest
+    assert [part.digest for part in one.parts] == [part.digest for part in other.parts]

@@ -89,13 +89,14 @@ CODECS = ("none", "bf16", "int8", "int4", "int2")
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("samples", [[1, 2, 3], [5], [0, 7, 2, 2]])
 @pytest.mark.parametrize("chunk", [256, 1 << 20])
-def test_the_mean_of_what_was_sent_encoded_once(how: Phase, codec: str, samples: list[int], chunk: int) -> None:
+def test_the_mean_of_what_was_sent_and_of_the_own_encoded_once(
+    how: Phase, codec: str, samples: list[int], chunk: int
+) -> None:
     owners = siblings(how, codec, samples)
     locals_ = locals_of(owners.state, how, len(samples))
     vectors = [naive.delta(owners.state, local, how, codec == "none") for local in locals_]
-    contributing = [(vector, count) for vector, count in zip(vectors, samples, strict=True) if count]
     bounds = [0, *(member.end for member in owners.group.members)]
-    expected = naive.average(codec, [v for v, _ in contributing], [c for _, c in contributing], bounds)
+    expected = naive.average(codec, vectors, samples, bounds)
     assert torch.equal(owners.average(chunk).vector, expected)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from distqat.cli import show
 from distqat.ids import Endpoint, PeerId, RunId, Seat, StageIndex
+from distqat.roles.checkpoint.words import Checkpoint, CheckpointStatus
 from distqat.roles.status import (
     ExpertStatus,
     LinkStatus,
@@ -174,3 +175,20 @@ def test_numbers_in_runs() -> None:
     assert show.spans(()) == ""
     assert show.spans((3,)) == "3"
     assert show.spans((0, 1, 2, 5, 7, 8)) == "0-2 5 7-8"
+
+
+def test_checkpoints_are_shown_with_their_age_and_what_went_wrong() -> None:
+    held = CheckpointStatus((Checkpoint(1, 120, "d"), Checkpoint(1, 110, "c")), 34.2)
+    full = CheckpointStatus(fault="checkpoint of round 9 failed: no space left on device; there is none yet")
+    peers = tuple(
+        replace(EXPERT, peer=name * 40, roles=(replace(EXPERT.roles[0], role=role, checkpoints=checkpoints),))
+        for name, role, checkpoints in (("b", "expert", held), ("c", "mirror", full))
+    )
+    out = io.StringIO()
+    Console(file=out, width=240).print(show.render(SwarmStatus((CLIENT, *peers))))
+    lines = out.getvalue().splitlines()
+    assert ["bbbbbbbb", "expert", "1", "120", "34", "s", "ago", "2"] in [line.split() for line in lines]
+    assert any("cccccccc" in line and "never" in line and "no space left on device" in line for line in lines)
+    peer = json.loads(show.as_json(SwarmStatus((CLIENT, *peers))))["peers"][1]
+    assert peer["roles"][0]["checkpoints"]["checkpoints"][0]["round"] == 120
+    assert peer["roles"][0]["checkpoints"]["age"] == 34.2

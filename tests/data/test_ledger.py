@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqat.data.ledger import Claim, Ledger
+from distqat.data.ledger import Claim, Ledger, LedgerSnapshot
 from distqat.errors import StateError
 
 PIPELINES = ("ada", "bob", "cyd")
@@ -231,3 +231,47 @@ def test_repr() -> None:
     ledger = Ledger(100)
     ledger.claim("ada", 8, 1)
     assert repr(ledger) == "<Ledger 0/100 committed, 8 open>"
+
+
+def test_a_pipeline_that_ended_at_a_claim_has_committed_those_up_to_it() -> None:
+    ledger = Ledger(100)
+    ada = [ledger.claim("ada", 10, serial) for serial in range(1, 5)]
+    bob = ledger.claim("bob", 10, 1)
+    assert bob is not None
+    first, second, third, fourth = [claim for claim in ada if claim is not None]
+    assert ledger.resolve(first.id, True)
+    assert ledger.close("ada", third.id) == (20, 10)
+    assert (ledger.committed, ledger.open, ledger.doubled, ledger.lost) == (30, 10, 0, 0)
+    # Its trainer comes back and says what it knows: that is so already, and what went back stays with others.
+    assert ledger.resolve(second.id, True)
+    assert ledger.resolve(fourth.id, False)
+    assert ledger.close("ada", third.id) == (0, 0)
+    assert ledger.holders == {"bob"}
+
+
+def test_what_is_given_up_is_counted_apart_and_the_claims_after_it_move_up_by_a_step() -> None:
+    ledger = Ledger(40)
+    claims = [ledger.claim("ada", 10, serial, step=serial) for serial in range(1, 5)]
+    first, second, third, fourth = [claim for claim in claims if claim is not None]
+    assert ledger.refuse(first.id)
+    assert ledger.refuse(first.id)
+    assert (ledger.skipped, ledger.lost, ledger.open) == (10, 0, 30)
+    assert [claim.step for claim in ledger.snapshot().open] == [1, 2, 3]
+    for claim in (second, third, fourth):
+        assert ledger.resolve(claim.id, True)
+    assert ledger.finished
+    assert ledger.claim("bob", 10, 1) is None
+    restored = Ledger.restore(LedgerSnapshot.from_json(ledger.snapshot().to_json()))
+    assert (restored.skipped, restored.committed, restored.lost, restored.finished) == (10, 30, 0, True)
+    # A claim that is committed, or of which nothing is known, cannot be refused.
+    assert not ledger.refuse(second.id)
+    assert not ledger.refuse(1 << 30)
+
+
+def test_a_repeated_request_may_be_for_another_step() -> None:
+    ledger = Ledger(40)
+    first = ledger.claim("ada", 10, 1, step=2)
+    assert first is not None
+    again = ledger.claim("ada", 10, 1, step=1)
+    assert again == replace(first, step=1)
+    assert ledger.snapshot().open == (again,)

@@ -33,6 +33,6 @@ def test_every_flag_of_the_unit_is_one_of_the_daemon(monkeypatch: pytest.MonkeyP
 
 
 def test_the_unit_does_not_restart_what_cannot_be_cured() -> None:
-    codes = {distqatd.EXIT_CONFIG, distqatd.EXIT_CANNOT_LISTEN, distqatd.EXIT_IDENTITY}
+    codes = {distqatd.EXIT_CONFIG, distqatd.EXIT_CANNOT_LISTEN, distqatd.EXIT_IDENTITY, distqatd.EXIT_VERSION}
     assert set(map(int, unit()["RestartPreventExitStatus"].split())) == codes
     assert float(unit()["TimeoutStopSec"]) > load().daemon.drain_timeout

@@ -13,6 +13,7 @@ import pytest
 from distqat.errors import DistqatError, ProtocolError, WrongRunError
 from distqat.ids import Endpoint, RunId, StageIndex
 from distqat.roles import messages
+from distqat.roles.orders import Order
 from distqat.roles.remote import Remote
 from distqat.rpc import headers
 from distqat.rpc.grpc import open_transport
@@ -55,6 +56,21 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         )
     assert done.returncode == 65
     assert address in done.stderr
+
+
+def test_a_copied_key_is_named_and_no_waiting_cures_it(tmp_path: Path) -> None:
+    with open_swarm(tmp_path) as swarm:
+        _, address = swarm.head("head", "monitor")
+        key = tmp_path / "states" / "head" / "peer-0" / "key"
+        copied = tmp_path / "copied" / "peer-0" / "key"
+        copied.parent.mkdir(parents=True)
+        copied.write_bytes(key.read_bytes())
+        done = daemon_command(
+            *("--role", "monitor", "--join", address, "--listen", "127.0.0.1:0"),
+            *("--set", f"daemon.state_dir={tmp_path / 'copied'}", "--set", f"daemon.log_dir={tmp_path}"),
+        )
+    assert done.returncode == 66
+    assert f"the daemon at {address} has the same key" in done.stderr
 
 
 def test_asking_where_nobody_answers(tmp_path: Path) -> None:
@@ -112,7 +128,7 @@ async def _offend(head: Endpoint, expert: Endpoint) -> None:
         with pytest.raises(DistqatError, match="at most"):
             await transport.call(expert, messages.STATUS, bytes(64 << 20), Deadline.after(5))
         with pytest.raises(WrongRunError, match="works for"):
-            await Remote(transport, expert).assign(RunId("other", "0" * 32), StageIndex(0))
+            await Remote(transport, expert).assign(RunId("other", "0" * 32), Order(StageIndex(0)))
         async with transport.stream(expert, Method("distqat.v1.Pipeline", "Hop", Lane.HOP)) as stream:
             await stream.send(b"no frame at all")
             answer = await stream.receive()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.swarm import Swarm, open_swarm, pipelines, seated, steps, wait_for
+from tests.e2e.swarm import Swarm, ctl, open_swarm, pipelines, seated, steps, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -56,6 +56,15 @@ def test_kill_of_the_monitor_stops_nothing_and_kill_of_an_expert_is_reported(tmp
             lambda s: any(spare in r["contributors"] for e in seated(s).values() for r in e["receipts"]),
             "a round with the spare",
         )
+
+        # Afterwards all daemons together tell how it went, and of the dead one those who lost it.
+        rows = [json.loads(line) for line in ctl("events", "--json", "--peer", client).stdout.splitlines()]
+        loss = {"kind": "lost", "peer": name, "how": "broken connection"}
+        lost = next(place for place, row in enumerate(rows) if row.items() >= loss.items())
+        assert any(row["kind"] == "hop broke" and row["peer"] == name for row in rows)
+        assert any(row["kind"] == "formed" and spare[:8] in row["text"] for row in rows[lost:])
+        why = ctl("why", name[:12], "--peer", client)
+        assert (why.returncode, "lost it at" in why.stdout) == (1, True), why.stdout + why.stderr
 
 
 def test_nobody_makes_up_the_state_of_a_stage_that_is_lost(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ DAEMONS = [
     "distqatd --role expert --join HOST:7700",
     "distqatd --join HOST:7700",
     "distqatd --role trainer --local --config FILE",
+    "distqatd --role mirror --join HOST:7700",
 ]
 QUESTIONS = [
     "distqatctl status",
@@ -38,11 +39,16 @@ QUESTIONS = [
     "distqatctl role drop trainer",
     "distqatctl drain",
     "distqatctl trace last --out trace.json",
+    "distqatctl why PEER",
+    "distqatctl events --since 10m",
 ]
 SANDBOXES = [
     ".venv/bin/distqatctl sandbox configs/digits.yaml",
     ".venv/bin/distqatctl sandbox configs/pydocs.yaml --pipelines 1 --set train.epochs=0.2",
 ]
+
+STORM = ".venv/bin/distqatctl sandbox --faults kill=10,stop=5,cut=3 --minutes 5 --spares 1"
+"""Takes longer than a test; `test_chaos.py` runs it with fewer faults."""
 
 
 def commands() -> set[str]:
@@ -57,7 +63,7 @@ def test_every_command_is_known_here() -> None:
     verbs = {verb for text in commands() if text.startswith("make ") for verb in text.split()[1:]}
     assert verbs == MADE_HERE
     rest = {text for text in commands() if not text.startswith("make ")}
-    assert rest == {*DAEMONS, *QUESTIONS, *SANDBOXES}
+    assert rest == {*DAEMONS, *QUESTIONS, *SANDBOXES, STORM}
 
 
 @pytest.mark.parametrize("verb", sorted(MADE_HERE))
@@ -73,6 +79,7 @@ def test_the_machines_of_the_readme_make_a_swarm(tmp_path: Path) -> None:
         first = swarm.address(swarm.daemons[0])
         start(swarm, "expert", DAEMONS[1].replace("HOST:7700", first))
         start(swarm, "spare", DAEMONS[2].replace("HOST:7700", first))
+        start(swarm, "mirror", DAEMONS[4].replace("HOST:7700", first))
         swarm.wait_status(first, lambda s: pipelines(s) and steps(s) > 3, "training")
         state = ["--state-dir", str(tmp_path / "states" / "first")]
         answers = {text: ask(text, state) for text in QUESTIONS[:2]}
@@ -83,6 +90,11 @@ def test_the_machines_of_the_readme_make_a_swarm(tmp_path: Path) -> None:
         traced = ask(QUESTIONS[8].replace("trace.json", str(tmp_path / "trace.json")), state)
         assert traced.returncode == 0, traced.stderr
         assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        expert = next(p["peer"] for p in json.loads(answers[QUESTIONS[1]].stdout)["peers"] if p["roles"][0]["expert"])
+        why = ask(QUESTIONS[9].replace("PEER", expert[:12]), state)
+        assert (why.returncode, "expert is" in why.stdout) == (0, True), why.stdout + why.stderr
+        told = ask(QUESTIONS[10], state)
+        assert (told.returncode, "epoch opened" in told.stdout) == (0, True), told.stdout + told.stderr
         assert "name: digits" in ask(QUESTIONS[3], state).stdout
         assert ask(QUESTIONS[4], []).stdout == (ROOT / "configs" / "template.yaml").read_text()
         assert "trainer" in ask(QUESTIONS[5], state).stdout

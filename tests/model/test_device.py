@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -237,3 +238,17 @@ def test_work_on_cuda_is_over_when_the_device_has_done_it(monkeypatch: pytest.Mo
         assert Device("cpu", torch.device("cpu"), 1).to_end(work) is work
 
     run(main())
+
+
+def test_what_took_long_once_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distqat.model.device.RECENT", 4)
+
+    async def scenario() -> None:
+        async with Device.open("cpu") as device:
+            await device.run(partial(time.sleep, 0.3))
+            assert device.statistics().longest_seconds >= 0.3
+            for _ in range(4):
+                await device.run(lambda: None)
+            assert device.statistics().longest_seconds < 0.3
+
+    run(scenario())

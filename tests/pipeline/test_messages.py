@@ -63,7 +63,7 @@ PLAIN: list[Message] = [
     Gradient(4, 2),
     Gradient(4, 2, sums={"loss": 1.5, "correct": 3.0}),
     Gradient(4, 3, square_norms=(0.25, math.inf, 0.0)),
-    Microbatch(4, 2, 4, 32, True, 8, progress=0.75),
+    Microbatch(4, 2, 4, 32, True, 8, progress=0.75, claim=1 << 41),
     Ping(3),
     Ping(3, 0.25, 2e6),
     Pong(3),

@@ -22,7 +22,7 @@ from distqat.averaging.outer import OuterState
 from distqat.averaging.phases import Phase, phase
 from distqat.averaging.spans import Shape
 from distqat.errors import RoundError
-from distqat.ids import PeerId
+from distqat.ids import PeerId, StepRef
 from distqat.model.fragments import Fragment
 from distqat.roles.journal import Journal
 from distqat.roles.rounds import Rounds
@@ -91,7 +91,7 @@ class Averaging:
         how = self.phase
         return how is not None and (self.invited or steps >= how.steps)
 
-    async def synchronise(self, local: Tensor, samples: int) -> Outcome:
+    async def synchronise(self, local: Tensor, samples: int, origins: tuple[StepRef, ...] = ()) -> Outcome:
         assert self.outer is not None
         how = self.phase
         assert how is not None

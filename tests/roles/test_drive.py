@@ -57,7 +57,10 @@ class FakeRoute:
     seconds: float = 4.0
     breaks_at: int = 0
     verdict: Verdict = AS_IT_IS
+    bad_steps: tuple[int, ...] = ()
+    """The batch that first comes as one of these is bad: its step fails each time in the same way."""
     step: int = 0
+    bad: set[float] = field(default_factory=set)
     submitted: list[Submitted] = field(default_factory=list)
 
     @asynccontextmanager
@@ -83,7 +86,7 @@ class FakeLink:
         self._sizes: dict[int, float] = {}
 
     async def submit(
-        self, step: int, tensors: Mapping[str, torch.Tensor], microbatches: int, progress: float = 0.0
+        self, step: int, tensors: Mapping[str, torch.Tensor], microbatches: int, progress: float = 0.0, claim: int = 0
     ) -> None:
         inputs = tensors["inputs"]
         given = Submitted(step, float(inputs[0, 0]), len(inputs), microbatches, progress)
@@ -102,6 +105,10 @@ class FakeLink:
             if given.step == self.shared.breaks_at:
                 self.shared.breaks_at = 0
                 raise HopError("gone", self.route.seats[0].peer, "UnreachableError")
+            if given.step in self.shared.bad_steps or given.first in self.shared.bad:
+                self.shared.bad_steps = tuple(step for step in self.shared.bad_steps if step != given.step)
+                self.shared.bad.add(given.first)
+                raise HopError("the input holds NaN", self.route.seats[0].peer, "TensorError")
             seconds = step_seconds(self.shared.seconds, given.microbatches, 1)
             await asyncio.sleep(seconds)
             async with self._changed:
@@ -244,5 +251,47 @@ def test_a_batch_is_claimed_while_the_steps_before_it_are_under_way(monkeypatch:
             await working
         assert scene.ledger.open == 0
         assert scene.ledger.committed == route.step * 64
+
+    run_virtual(main())
+
+
+def test_a_batch_that_fails_again_and_again_is_skipped_and_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        route = FakeRoute(bad_steps=(4,))
+        scene = a_scene(monkeypatch, route, [], "data.adaptive=false")
+        async with asyncio.TaskGroup() as group:
+            working = group.create_task(scene.drive.work())
+            await until(lambda: scene.drive.status(0.0).phase == "finished", timeout=1e6, pause=20.0)
+            scene.drive.drain()
+            await working
+        ledger = scene.ledger
+        assert (ledger.committed, ledger.skipped, ledger.doubled, ledger.lost) == (BUDGET - 64, 64, 0, 0)
+        assert ledger.finished
+        # Three times, the second and third alone on its way; then the next batch is step 4.
+        (bad,) = route.bad
+        assert [given.step for given in route.submitted if given.first == bad] == [4, 4, 4]
+        assert route.step == BUDGET // 64 - 1
+        (line,) = [metric for metric in scene.telemetry.metrics if metric.kind == "skipped"]
+        assert line.values["samples"] == 64
+        assert "TensorError at stage 0: the input holds NaN" in line.labels["reason"]
+
+    run_virtual(main())
+    assert "skips samples 192 to 256: failed 3 times in the same way" in caplog.text
+
+
+def test_a_pipeline_whose_batches_all_fail_is_given_up_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        route = FakeRoute(bad_steps=(1,), bad=set(map(float, range(BUDGET))))
+        scene = a_scene(monkeypatch, route, [], "data.adaptive=false")
+        await scene.drive.work()
+        status = scene.drive.status(0.0)
+        assert (status.phase, status.step) == ("failed", 0)
+        assert "every batch fails: failed 3 times in the same way: TensorError at stage 0" in status.reason
+        ledger = scene.ledger
+        assert (ledger.committed, ledger.skipped, ledger.open, ledger.lost) == (0, 3 * 64, 0, 0)
+        # It is shown until the client has seen it.
+        assert scene.drive.is_wanted
 
     run_virtual(main())

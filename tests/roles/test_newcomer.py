@@ -17,7 +17,8 @@ from distqat.errors import StateError
 from distqat.ids import Endpoint, PeerId, RunId
 from distqat.roles.history import History
 from distqat.roles.newcomer import Newcomer
-from distqat.telemetry import Reason, log
+from distqat.rpc.transport import Bytes
+from distqat.telemetry import Reason, Telemetry, log
 from tests.support import run_virtual
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class FakeAverager:
         self.asked.append([donor.peer for donor in donors])
         if len(self.asked) <= self.failures:
             raise StateError("no donor of stage 1 (bob: it broke)")
-        return SimpleNamespace(parts=(0, 1), anchor=torch.tensor([10.0, 20.0]))
+        return SimpleNamespace(round=7, parts=(0, 1), anchor=torch.tensor([10.0, 20.0]))
 
 
 class World:
@@ -71,15 +72,26 @@ class World:
         self.stage, self.averager = FakeStage(), FakeAverager()
         self.experts: dict[PeerId, Entry[ExpertRecord]] = {}
         self.reason = Reason(log, "")
+        self.telemetry = Telemetry()
+        self.received = 100
         self.is_synced = asyncio.Event()
         self.is_synced.set()
         context: Any = SimpleNamespace(
             directory=SimpleNamespace(wait_synced=self.is_synced.wait, snapshot=self.snapshot),
             run=SimpleNamespace(config=SimpleNamespace(id=RUN)),
             history=History(),
+            resumes=False,
+            telemetry=self.telemetry,
+            transport=SimpleNamespace(traffic=lambda: {"state": Bytes(0, self.received)}),
         )
-        arguments: list[Any] = [context, self.stage, FakeDevice(), self.averager, self.siblings, self.reason]
-        self.newcomer = Newcomer(*arguments)
+        self.loaded: int | StateError | None = None  # What the client wants to be loaded.
+        given: list[Any] = [context, self.stage, FakeDevice(), self.averager, self.siblings, self.reason, self.load]
+        self.newcomer = Newcomer(*given)
+
+    async def load(self) -> int | None:
+        if isinstance(self.loaded, StateError):
+            raise self.loaded
+        return self.loaded
 
     def snapshot(self) -> Snapshot:
         return Snapshot(run=RUN, experts=self.experts)
@@ -146,5 +158,33 @@ def test_nobody_founds_a_run_that_has_committed() -> None:
             world.add("bob", stage=1, number=1)
             await task
         assert world.stage.values.tolist() == [10.0, 20.0]
+
+    run_virtual(scenario())
+
+
+def test_what_the_client_wants_to_be_loaded_goes_before_everything_else() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add("bob", stage=1, number=9)
+        world.loaded = 4
+        await world.newcomer.get_state()
+        assert not world.averager.asked
+        assert not world.averager.founded
+
+    run_virtual(scenario())
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told_and_nothing_is_founded_meanwhile() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.loaded = StateError("round-000004-aaaaaaaa/outer.safetensors has 3 bytes, not 9")
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(world.newcomer.get_state())
+            await asyncio.sleep(3.0)
+            assert str(world.reason) == "waiting: round-000004-aaaaaaaa/outer.safetensors has 3 bytes, not 9"
+            assert not world.averager.founded
+            world.loaded = 2
+            await task
+        assert not world.averager.founded
 
     run_virtual(scenario())

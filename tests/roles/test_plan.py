@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
-from distqat.roles.plan import Action, Assign, Dissolve, ExpertView, Form, Pipeline, View, missing, plan
+from distqat.roles.plan import Action, Assign, Dissolve, ExpertView, Follow, Form, Pipeline, View, missing, plan
 from distqat.sections import PlanSection
 
 SECTION = PlanSection()
@@ -36,6 +36,9 @@ def carry_out(view: View, actions: list[Action]) -> View:
             case Assign(peer, stage):
                 experts = tuple(replace(e, stage=stage, is_ready=True) if e.peer == peer else e for e in view.experts)
                 view = replace(view, experts=experts, moved={**view.moved, peer: 0.0})
+            case Follow(peer, stage):
+                experts = tuple(replace(e, follows=stage, is_warm=True) if e.peer == peer else e for e in view.experts)
+                view = replace(view, experts=experts)
             case Form(name, route, trainer):
                 name = name or PipelineId(f"p{len(view.pipelines)}-{len(route)}-{route[0].peer}")
                 rest = tuple(line for line in view.pipelines if line.id != name)
@@ -68,7 +71,9 @@ def test_a_lone_spare_begins_and_the_rest_is_named() -> None:
 
 def test_a_spare_that_completes_nothing_stays_a_spare() -> None:
     lines = (pipeline("p1", ALICE, BOB),)
-    assert not plan(view(expert(ALICE, 0), expert(BOB, 1), expert(CAROL), pipelines=lines), SECTION, 0.0)
+    one = view(expert(ALICE, 0), expert(BOB, 1), expert(CAROL), pipelines=lines)
+    assert not plan(one, PlanSection(followers=False), 0.0)
+    assert [type(a) for a in plan(one, SECTION, 0.0)] == [Follow]
 
 
 def test_ready_experts_of_every_stage_form_a_pipeline() -> None:

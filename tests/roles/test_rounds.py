@@ -13,7 +13,7 @@ import torch
 from distqat.averaging.averager import Outcome
 from distqat.averaging.outer import OuterState, Part
 from distqat.errors import StateError
-from distqat.ids import PeerId
+from distqat.ids import PeerId, StepRef
 from distqat.sections import SyncSection
 from tests.roles.circle import Circle, Numbers, Sibling, working
 from tests.support import run_virtual
@@ -269,7 +269,7 @@ def test_a_sibling_that_missed_rounds(is_replayed: bool, eager: bool) -> None:
     async def scenario() -> None:
         a = lone(sync(inner_steps=4, fragments=2, overlap=1, eager=eager), fragments=2)
 
-        async def synchronise(local: torch.Tensor, samples: int) -> Outcome:
+        async def synchronise(local: torch.Tensor, samples: int, origins: tuple[StepRef, ...] = ()) -> Outcome:
             before = a.committed
             how = a.averager.phase
             assert how is not None
@@ -317,7 +317,7 @@ def test_a_fault_that_nobody_expects_lets_the_steps_go_on() -> None:
     async def scenario() -> None:
         a = lone(sync(inner_steps=1))
 
-        async def synchronise(local: torch.Tensor, samples: int) -> Outcome:
+        async def synchronise(local: torch.Tensor, samples: int, origins: tuple[StepRef, ...] = ()) -> Outcome:
             raise StateError("a disk is full")
 
         a.averager.synchronise = synchronise  # type: ignore[method-assign]

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from distqat.config import load
+from distqat.errors import DeadlineError, RefusedError
+from distqat.model.local import LocalState
 from distqat.roles.journal import Journal
 from distqat.roles.seat import IDLE_SECONDS, Seat
 from distqat.sections import SyncSection
@@ -173,3 +175,93 @@ def test_an_idle_sibling_keeps_company_and_forgets_a_step_that_nobody_came_back_
             assert first.stage.gather([0]).tolist() == stage.gather([0]).tolist() == [3.0] * 3
 
     run_virtual(scenario(), timeout=100.0)
+
+
+def copied(held: Held) -> LocalState:
+    return LocalState(held.version, {"values/x": held.values.clone()})
+
+
+def test_a_copy_says_what_its_values_stand_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Held, "local_state", copied, raising=False)
+
+    async def scenario() -> None:
+        async with seat(Circle(SYNC, seconds=5.0)) as held:
+            await step(held, 1)
+            await step(held, 2)
+            before = await held.copy()
+            assert before.digest == held.averager.outer.digest  # type: ignore[union-attr]
+            assert (before.samples, before.steps) == ((16,), 2)
+            third = asyncio.ensure_future(step(held, 3))
+            await asyncio.sleep(1.0)
+            # A round is under way; its outcome is not known, so the values still belong to what is committed.
+            assert (await held.copy()).digest == before.digest
+            await third
+            after = await held.copy()
+            assert after.digest != before.digest
+            assert (after.samples, after.steps) == ((0,), 0)
+
+    run_virtual(scenario())
+
+
+def test_only_a_seat_that_is_given_back_is_handed_over_and_to_one_heir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Held, "local_state", copied, raising=False)
+
+    async def scenario() -> None:
+        async with seat(Circle(SYNC, seconds=5.0)) as held:
+            with pytest.raises(RefusedError):
+                async with held.handing_over():
+                    raise AssertionError
+            held.is_closing = True
+            assert not await held.is_handed_over()
+            for number in (1, 2, 3):
+                last_step = asyncio.ensure_future(step(held, number))
+                if number < 3:
+                    await last_step
+            await asyncio.sleep(1.0)
+            held.unrouted.clear()
+            async with held.handing_over() as last:
+                with pytest.raises(RefusedError):
+                    async with held.handing_over():
+                        raise AssertionError
+                waiting = asyncio.ensure_future(last())
+                asked = asyncio.ensure_future(held.is_handed_over())
+                await asyncio.sleep(1.0)
+                assert not waiting.done()
+                held.unrouted.set()
+                copy = await waiting
+                # The round that was under way is in it.
+                assert (copy.samples, copy.steps) == ((0,), 0)
+                assert copy.digest == held.averager.outer.digest  # type: ignore[union-attr]
+                assert not asked.done()
+            assert await asked
+            # Nothing moves it any more.
+            assert not held.rounds.gate.is_set()
+            last_step.cancel()
+
+    run_virtual(scenario())
+
+
+def test_a_seat_whose_heir_fails_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Held, "local_state", copied, raising=False)
+
+    async def scenario() -> None:
+        async with seat(Circle(SYNC, seconds=5.0)) as held:
+            held.is_closing = True
+            await step(held, 1)
+            asked: list[asyncio.Future[bool]] = []
+
+            async def hand_over() -> None:
+                async with held.handing_over() as last:
+                    asked.append(asyncio.ensure_future(held.is_handed_over()))
+                    await last()
+                    raise DeadlineError("the heir is gone")
+
+            with pytest.raises(DeadlineError):
+                await hand_over()
+            assert not await asked[0]
+            assert held.rounds.gate.is_set()
+            await step(held, 2)
+            await step(held, 3)
+            assert len(given(held)) == 1
+
+    run_virtual(scenario())

@@ -19,9 +19,10 @@ class FakeData:
         self.asked: list[int] = []
         self.booked: list[int] = []
         self.returned: list[int] = []
+        self.refused: list[int] = []
         self._begin = 0
 
-    async def next(self, samples: int) -> Batch | None:
+    async def next(self, samples: int, step: int = 0) -> Batch | None:
         self.asked.append(samples)
         await asyncio.sleep(1.0)
         if not self.left:
@@ -35,6 +36,9 @@ class FakeData:
 
     async def give_back(self, batch: Batch) -> None:
         self.returned.append(batch.begin)
+
+    async def refuse(self, batch: Batch, reason: str) -> None:
+        self.refused.append(batch.begin)
 
 
 async def take(supply: Supply) -> Portion:
@@ -136,5 +140,41 @@ def test_whoever_ends_it_gives_back_the_rest() -> None:
         # For good, also on another route.
         await supply.restart(1)
         assert await supply.take() is None
+
+    run_virtual(main())
+
+
+def test_a_refused_batch_is_out_and_the_next_takes_its_step() -> None:
+    async def main() -> None:
+        data = FakeData()
+        supply = Supply(data, lambda: 4)
+        await supply.restart(7)
+        claiming = asyncio.ensure_future(supply.keep_claiming())
+        first, second = await take(supply), await take(supply)
+        claiming.cancel()
+        assert supply.under_way == first.batch
+        assert await supply.refuse("it holds NaN") == first.batch
+        assert data.refused == [first.batch.begin]
+        assert await supply.restart(7)
+        assert await take(supply) == Portion(8, second.batch)
+
+    run_virtual(main())
+
+
+def test_with_care_there_is_one_step_at_a_time() -> None:
+    async def main() -> None:
+        supply = Supply(FakeData(), lambda: 4)
+        supply.is_careful = True
+        await supply.restart(0)
+        claiming = asyncio.ensure_future(supply.keep_claiming())
+        assert (await take(supply)).step == 1
+        waiting = asyncio.ensure_future(supply.take())
+        await asyncio.sleep(10.0)
+        assert not waiting.done()
+        await supply.book(1)
+        second = await waiting
+        assert second is not None
+        assert second.step == 2
+        claiming.cancel()
 
     run_virtual(main())

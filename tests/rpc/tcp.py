@@ -12,7 +12,10 @@ Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Non
 
 
 @asynccontextmanager
-async def tcp_server(behaviour: Behaviour) -> AsyncIterator[Endpoint]:
+async def tcp_server(
+    behaviour: Behaviour,
+    at: Endpoint = Endpoint("127.0.0.1", 0),  # noqa: B008
+) -> AsyncIterator[Endpoint]:
     """Listen on loopback and behave like that towards whoever connects."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -28,9 +31,9 @@ async def tcp_server(behaviour: Behaviour) -> AsyncIterator[Endpoint]:
             tasks.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, at.host, at.port)
     try:
-        yield Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])
+        yield Endpoint(at.host, server.sockets[0].getsockname()[1])
     finally:
         server.close()
         for task in list(tasks):

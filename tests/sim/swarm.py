@@ -15,6 +15,7 @@ from distqat.peer.peer import Peer, PeerOrder
 from distqat.roles.remote import Remote
 from distqat.roles.status import PeerStatus, PipelineStatus, SwarmStatus
 from distqat.rpc.local import Network
+from tests.sim.gate import Gate
 
 PORT = 7000
 
@@ -39,6 +40,16 @@ class _Running:
     leave: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+class _HostGate(Gate):
+    """Of a host with a cable."""
+
+    def uplink(self) -> float:
+        return self.inner.uplink()
+
+    def downlink(self) -> float:
+        return self.inner.downlink()
+
+
 class World:
     """Hosts on one network."""
 
@@ -48,6 +59,8 @@ class World:
         self._group = group
         self._overrides = overrides
         self._running: dict[str, _Running] = {}
+        self._gates: dict[str, Gate] = {}
+        self.peers: dict[str, Peer] = {}  # Those that listen, by host.
 
     async def start(self, host: str, *roles: str, join: str = "", stage: int | None = None) -> None:
         """Start a daemon on its own host; returns when it listens."""
@@ -63,6 +76,14 @@ class World:
         running = self._running.pop(host)
         running.task.cancel()
         await asyncio.wait({running.task})
+
+    def freeze(self, host: str) -> None:
+        """The host is stopped (SIGSTOP): its connections stay open, and nothing passes."""
+        self._gates[host].stop()
+
+    def thaw(self, host: str) -> None:
+        """It goes on (SIGCONT)."""
+        self._gates[host].go_on()
 
     async def stop(self, host: str) -> None:
         """The daemon drains and leaves."""
@@ -105,7 +126,9 @@ class World:
     ) -> None:
         with open_identity(Path(settings.daemon.state_dir)) as identity:
             order = PeerOrder(settings, identity, roles or ("expert",), join, stage, "client" in roles)
-            async with Peer.open(order, self.network.transport(host), running.leave) as peer:
+            gate = self._gates[host] = _HostGate(self.network.transport(host))
+            async with Peer.open(order, gate, running.leave) as peer:
+                self.peers[host] = peer
                 running.listening.set()
                 await running.leave.wait()
                 await peer.drain()

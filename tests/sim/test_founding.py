@@ -56,7 +56,7 @@ def test_any_daemon_of_the_run_remembers_that_it_has_committed(tmp_path: Path) -
 def test_after_a_restart_of_all_the_run_waits_and_another_name_begins_anew(tmp_path: Path) -> None:
     async def scenario() -> None:
         hosts = ("head", "watch", "alice", "bob")
-        async with open_world(tmp_path) as world:
+        async with open_world(tmp_path, "checkpoint.steps=0") as world:
             await started(world)
             for host in hosts:
                 await world.crash(host)

@@ -9,6 +9,7 @@ import pytest
 
 from distqat.errors import DataError, DeadlineError
 from distqat.ids import Endpoint, PipelineId, Seat, StageIndex
+from distqat.roles.orders import Order
 from distqat.roles.remote import Remote
 from distqat.roles.seat import Seat as HeldSeat
 from distqat.roles.status import PeerStatus, PipelineStatus, SwarmStatus
@@ -158,9 +159,9 @@ def test_an_expert_that_is_moved_does_not_speak_of_its_old_stage(tmp_path: Path)
             run = status.peers[0].run
             assert run is not None
             await world.until("head", lambda s: len(s.experts()) == 3)
-            await remote(world, "carol").assign(run, StageIndex(0))
+            await remote(world, "carol").assign(run, Order(StageIndex(0)))
             await world.until("carol", lambda s: all(expert.ready for _, expert in s.experts()))
-            moved = await remote(world, "carol").assign(run, StageIndex(1))
+            moved = await remote(world, "carol").assign(run, Order(StageIndex(1)))
             assert (moved.seated, moved.stage, moved.ready) == (True, 1, False)
 
     run_virtual(scenario(), debug=False)

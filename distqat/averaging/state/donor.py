@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -20,13 +20,16 @@ from distqat.averaging.kept import Kept, Shelf
 from distqat.averaging.outer import OuterState, Part
 from distqat.averaging.state import snapshot
 from distqat.averaging.state.messages import (
+    AWAIT,
     DESCRIBE,
     FETCH,
     REPLAY,
     SERVICE,
+    Await,
     Describe,
     Fetch,
     KeptRound,
+    News,
     Replay,
     ReplayHeader,
 )
@@ -46,6 +49,9 @@ MOST_STREAMS = 8
 AT_ONCE = 16
 """Chunks that are hashed in one piece of work, so that training hardly waits for it."""
 
+AWAIT_SECONDS = 5.0
+"""After which who waits for news is told that there are none."""
+
 
 class Holder(Protocol):
     """Where committed state is looked up; `committed.Committed` is one."""
@@ -58,6 +64,10 @@ class Holder(Protocol):
     @property
     def kept(self) -> Shelf:
         """Averages of the latest rounds."""
+        ...
+
+    async def wait_other(self, digest: str) -> None:
+        """Until a state of another digest is committed."""
         ...
 
 
@@ -87,7 +97,7 @@ class Donor:
     def service(self) -> Service:
         """What a server answers for it."""
         streams = {FETCH.name: self.fetch, REPLAY.name: self.replay}
-        return Service(SERVICE, {DESCRIBE.name: self.describe}, streams)
+        return Service(SERVICE, {DESCRIBE.name: self.describe, AWAIT.name: self.tell}, streams)
 
     def close(self) -> None:
         """Hold no state any more."""
@@ -112,10 +122,21 @@ class Donor:
             self._forget_hashes(state)
         return messages.encode(manifest)
 
+    async def tell(self, request: bytes, caller: Caller) -> bytes:
+        """What is committed, as soon as it is another state than the asker's, or after a while."""
+        asked = messages.decode(Await, request)
+        self.context.check(asked.run, asked.stage)
+        self._state(0)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(AWAIT_SECONDS):
+                await self.committed.wait_other(asked.digest)
+        state = self._state(0)
+        return messages.encode(News(state.round, state.digest))
+
     async def fetch(self, stream: Stream, caller: Caller) -> None:
         """Chunks, each as it is asked for."""
         with self._stream():
-            while (request := await self._next(stream)) is not None:
+            while (request := await self.next_message(stream)) is not None:
                 asked = messages.decode(Fetch, request)
                 self.context.check(asked.run, asked.stage)
                 shown = self._find(asked.digest)
@@ -127,7 +148,7 @@ class Donor:
     async def replay(self, stream: Stream, caller: Caller) -> None:
         """The averages of the rounds after a state, if they are all here."""
         with self._stream():
-            request = await self._next(stream)
+            request = await self.next_message(stream)
             if request is None:
                 raise MessageError("a stream without a message")
             asked = messages.decode(Replay, request)
@@ -139,7 +160,7 @@ class Donor:
                 await self._send_round(stream, kept)
 
     async def _send_round(self, stream: Stream, kept: Kept) -> None:
-        said: KeptRound | None = KeptRound(kept.round, kept.before, kept.digest, kept.members, kept.codec)
+        said: KeptRound | None = KeptRound(kept.round, kept.before, kept.digest, kept.members, kept.codec, kept.origins)
         for chunk, views in frames.chunks(Payload([kept.payload]), snapshot.CHUNK_BYTES):
             await self._send(stream, messages.frame(ReplayHeader(said, chunk), *views))
             said = None
@@ -198,7 +219,8 @@ class Donor:
         finally:
             self._num_streams -= 1
 
-    async def _next(self, stream: Stream) -> bytes | None:
+    async def next_message(self, stream: Stream) -> bytes | None:
+        """What is asked next. Raises DeadlineError when that takes too long."""
         seconds = self.context.waits.answer
         try:
             async with asyncio.timeout(seconds):

@@ -82,7 +82,7 @@ class Hoard:
         assert manifest is not None
         assert not self.missing
         parts = [await self.context.work(partial(self._part, number)) for number in range(len(manifest.parts))]
-        state = OuterState.of(parts, manifest.round, manifest.members)
+        state = OuterState.of(parts, manifest.round, manifest.members, manifest.cut)
         if state.digest != manifest.digest:
             self.manifest, self._buffers = None, {}
             raise StateError(f"the state of round {manifest.round} does not match its digest")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 
 from distqat.averaging.state.snapshot import ChunkRef, Manifest
-from distqat.ids import PeerId, RunId, StageIndex
+from distqat.ids import PeerId, RunId, StageIndex, StepRef
 from distqat.pb import state_pb2 as pb
 from distqat.rpc.transport import Lane, Method
 from distqat.wire.frames import Chunk
@@ -17,6 +17,7 @@ SERVICE = "distqat.v1.State"
 DESCRIBE = Method(SERVICE, "Describe")
 FETCH = Method(SERVICE, "Fetch", Lane.BULK)
 REPLAY = Method(SERVICE, "Replay", Lane.BULK)
+AWAIT = Method(SERVICE, "Await")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,23 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class Await:
+    """Asks to be told when another state than that of this digest is committed; empty: what is."""
+
+    run: RunId
+    stage: StageIndex
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class News:
+    """What is committed."""
+
+    round: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class KeptRound:
     """What a kept average is, without its payload."""
 
@@ -57,6 +75,7 @@ class KeptRound:
     digest: str
     members: tuple[PeerId, ...]
     codec: str
+    origins: tuple[StepRef, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,5 +93,7 @@ KINDS: Mapping[type, type[Message]] = {
     ChunkRef: pb.ChunkRef,
     Replay: pb.ReplayRequest,
     ReplayHeader: pb.ReplayHeader,
+    Await: pb.AwaitRequest,
+    News: pb.AwaitReply,
 }
 """Encoded and decoded like all other messages of flow B, by `averaging.messages`."""

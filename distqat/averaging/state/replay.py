@@ -57,7 +57,7 @@ async def _round(context: Context, donor: Sibling, stream: Stream, first: bytes)
     assembler = Assembler(expected)
     while (payload := assembler.add(header.chunk, data)) is None:
         header, data = messages.unframe(ReplayHeader, await _next(context, donor, stream))
-    return Kept(said.round, said.before, said.digest, said.members, said.codec, payload)
+    return Kept(said.round, said.before, said.digest, said.members, said.codec, payload, said.origins)
 
 
 async def _next(context: Context, donor: Sibling, stream: Stream) -> bytes | None:

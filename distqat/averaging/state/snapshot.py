@@ -15,7 +15,7 @@ import xxhash
 from distqat.averaging.outer import OuterState, Part
 from distqat.averaging.spans import Shape
 from distqat.errors import MessageError
-from distqat.ids import PeerId
+from distqat.ids import PeerId, StepRef
 from distqat.wire import tensors
 from distqat.wire.payload import Payload
 from distqat.wire.tensors import TensorHeader
@@ -69,6 +69,7 @@ class Manifest:
     members: tuple[PeerId, ...]
     chunk_bytes: int
     parts: tuple[PartManifest, ...]
+    cut: tuple[StepRef, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Manifest round {self.round} {self.digest[:8]}, {self.num_chunks} chunks>"
@@ -156,4 +157,4 @@ def manifest(state: OuterState, parts: Sequence[bytes], chunk_bytes: int) -> Man
     described = tuple(
         PartManifest(headers(part.shape), digests) for part, digests in zip(state.parts, parts, strict=True)
     )
-    return Manifest(state.round, state.digest, state.members, chunk_bytes, described)
+    return Manifest(state.round, state.digest, state.members, chunk_bytes, described, state.cut)

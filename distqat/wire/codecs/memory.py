@@ -27,9 +27,10 @@ HUGE = LARGE
 
 
 class Scratch(threading.local):
-    """3.3 MiB at most for each thread that encodes or decodes, while it lives. What is in it lasts for one chunk."""
+    """4.6 MiB at most for each thread that encodes or decodes, while it lives. What is in it lasts for one chunk."""
 
     def __init__(self) -> None:
+        self.block = np.empty(CHUNK, np.float32)  # For who makes values to be encoded; codecs leave it alone.
         self.source = torch.empty(CHUNK)
         self.values = np.empty(CHUNK, np.float32)
         self.largest = np.empty(MOST_BLOCKS, np.float32)

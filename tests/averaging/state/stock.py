@@ -85,6 +85,10 @@ class Held:
     outer: OuterState | None
     kept: Shelf
 
+    async def wait_other(self, digest: str) -> None:
+        """Nobody waits for a state that a test makes up."""
+        raise NotImplementedError
+
 
 @dataclass(eq=False)
 class Giver:

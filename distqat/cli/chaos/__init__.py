@@ -1,0 +1,1 @@
+"""Training under faults: a schedule of real kills, stops and cut links, and a scorecard of what they cost."""

@@ -1,0 +1,154 @@
+"""The mirror: follows what every stage commits, writes checkpoints of it, and gives them back to whoever needs them.
+
+It computes nothing and takes no part in rounds, so one disk that is safe is enough for a run whose experts come and go.
+A round that is a checkpoint for experts is one for the mirror too; of several rounds that it hears of at once it works
+out each from the averages that were kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from distqat.aio import Backoff, supervise
+from distqat.averaging import kept
+from distqat.averaging.kept import Shelf
+from distqat.averaging.outer import OuterState
+from distqat.averaging.state.messages import SERVICE
+from distqat.config import RunConfig
+from distqat.data.sources import open_source
+from distqat.ids import StageIndex
+from distqat.model.device import Device
+from distqat.roles.checkpoint.archive import Archive, Stock
+from distqat.roles.checkpoint.cadence import Cadence
+from distqat.roles.checkpoint.files import Manifest
+from distqat.roles.checkpoint.keeper import Keeper, keeper_of
+from distqat.roles.checkpoint.saver import OUTER, checkpoint_of, tensors_of
+from distqat.roles.context import RoleContext, RoleOptions
+from distqat.roles.follower import Follower
+from distqat.roles.holding import Holding, Workshop, open_holding
+from distqat.roles.status import RoleStatus
+from distqat.telemetry import Reason
+
+log = logging.getLogger(__name__)
+
+
+FOLLOW_ONLY = 0.0
+"""No copies of local state."""
+
+
+@asynccontextmanager
+async def open_role(context: RoleContext, options: RoleOptions) -> AsyncIterator[Mirror]:
+    """Follow all stages while the role is held."""
+    mirror = Mirror(context)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(supervise("mirror", mirror.work, Backoff(0.5, 10.0), mirror.failed))
+        try:
+            yield mirror
+        finally:
+            task.cancel()
+
+
+class Mirror:
+    """Holds what is committed of every stage."""
+
+    def __init__(self, context: RoleContext) -> None:
+        self._context = context
+        self._reason = Reason(log, "waiting: no run is known yet")
+        self._phase = "waiting"
+        self._keeper: Keeper | None = None  # None until the run is known and its checkpoints are found.
+        self._stocks: dict[StageIndex, Stock] = {}  # Of the stages that are built.
+
+    def __repr__(self) -> str:
+        return f"<Mirror {self._phase}: {self._reason}>"
+
+    def status(self) -> RoleStatus:
+        """Phase, reason, and the checkpoints."""
+        checkpoints = self._keeper.status() if self._keeper is not None else None
+        return RoleStatus("mirror", self._phase, str(self._reason), checkpoints=checkpoints)
+
+    async def drain(self) -> None:
+        """Finish the checkpoint that is being written."""
+        self._phase = "draining"
+        if self._keeper is not None:
+            await self._keeper.wait_idle()
+
+    def failed(self, error: BaseException) -> None:
+        """The work failed and will be tried again."""
+        self._phase = "failed"
+        self._reason.set(f"failed: {error}; trying again", logging.WARNING)
+
+    async def work(self) -> None:
+        """Learn the run, then follow all its stages."""
+        context = self._context
+        config = await context.run.wait()
+        self._phase = "joining"
+        self._reason.set(f"opening data source {config.data.source}, which says what the stages are like")
+        source = await asyncio.to_thread(open_source, config.data)
+        self._keeper = keeper = keeper_of(context, config)
+        await keeper.scan()
+        if keeper.checkpoints:
+            context.history.remember(config.id)
+        archive = Archive(self._stocks)
+        async with Device.open("cpu", context.settings.daemon.threads) as device, asyncio.TaskGroup() as group:
+            workshop = Workshop(config, source, device, device)
+            group.create_task(supervise("checkpoints", keeper.work, Backoff(1.0, 10.0)))
+            context.server.add(archive.service())
+            try:
+                for index in range(config.model.stages):
+                    group.create_task(
+                        self._mirror(workshop, StageIndex(index), keeper), name=f"mirroring stage {index}"
+                    )
+                self._phase = "following"
+                self._reason.set(f"follows {config.model.stages} stages")
+                await asyncio.Event().wait()
+            finally:
+                self._stocks.clear()
+                await context.server.remove(SERVICE)
+
+    async def _mirror(self, workshop: Workshop, index: StageIndex, keeper: Keeper) -> None:
+        """One stage, for ever."""
+        async with open_holding(self._context, workshop, index) as holding:
+            committed = holding.averager.committed
+            self._stocks[index] = Stock(holding.circle, committed, keeper)
+            reason = Reason(log, "")
+            async with asyncio.TaskGroup() as group:
+                group.create_task(Follower(self._context, holding, reason, FOLLOW_ONLY).follow())
+                await self._keep_saving(workshop.config, holding, keeper)
+
+    async def _keep_saving(self, config: RunConfig, holding: Holding, keeper: Keeper) -> None:
+        committed, cadence = holding.averager.committed, Cadence(config.sync, config.checkpoint.steps)
+        before: OuterState | None = None
+        while True:
+            await committed.wait_other(before.digest if before is not None else "")
+            after = committed.outer
+            assert after is not None
+            due = partial(_due, before, after, committed.kept, holding, cadence)
+            for state in await holding.circle.work(due):
+                self._save(config, holding.stage.index, state, keeper)
+            before = after
+
+    def _save(self, config: RunConfig, stage: StageIndex, state: OuterState, keeper: Keeper) -> None:
+        checkpoint = checkpoint_of(stage, state, None, None)
+        keeper.offer(Manifest(config.id, self._context.me, checkpoint), {OUTER: tensors_of(state)})
+
+
+def _due(
+    before: OuterState | None, after: OuterState, shelf: Shelf, holding: Holding, cadence: Cadence
+) -> list[OuterState]:
+    """Of the states on the way from one to the other, as far as they can be worked out, those that are checkpoints."""
+    if before is None:
+        return [after] if cadence.is_due(after.round) else []
+    missed = [one for one in shelf.since(before.round, before.digest) if one.round < after.round]
+    if not missed:
+        return [after] if cadence.is_due(after.round) else []
+    found, state = [], before
+    for one in missed:
+        is_last, is_due = one is missed[-1], cadence.is_due(one.round + 1)
+        state = after if is_last else kept.replay(state, one, holding.circle.phase(one.round))
+        if is_due:
+            found.append(state)
+    return found

@@ -1,0 +1,58 @@
+"""Real faults by a seeded schedule, through the shipped command; its own scorecard must agree that they came."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.test_readme import STORM
+
+pytestmark = pytest.mark.e2e
+
+SMALL = ("model.name=mlp", "data.batch=16", "sync.warmup_steps=5", "sync.inner_steps=5", "lease.min=2")
+"""A model that steps fast, on machines that are told of silence soon."""
+
+
+def storm(folder: Path, *arguments: str, settings: tuple[str, ...] = SMALL) -> tuple[int, dict[str, Any], str]:
+    """Exit code, scorecard, and what it said meanwhile."""
+    overrides = [part for text in (*settings, f"daemon.log_dir={folder}") for part in ("--set", text)]
+    command = [sys.executable, "-m", "distqat.cli.distqatctl", *arguments, "--json", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.mark.timeout(900)
+def test_kills_a_stop_and_a_cut_cost_no_sample_and_no_digest(tmp_path: Path) -> None:
+    # What is kept, and how soon, depends on what else the machine does; nothing else here is a matter of speed.
+    text = STORM.replace("kill=10,stop=5,cut=3", "kill=2,stop=1,cut=1").replace("--minutes 5", "--minutes 0.4")
+    code, card, said = storm(tmp_path, *shlex.split(text)[1:], "--keep", "0", "--within", "150", "--no-baseline")
+    assert code == 0, (card, said)
+    assert card["passed"] is True
+    assert card["injected"] == card["asked"] == {"kill": 2, "stop": 1, "cut": 1}
+    assert len(card["faults"]) == 4
+    assert all(fault["recovery"] > 0 and fault["away"] > 0 for fault in card["faults"])
+    assert sum(kind["count"] for kind in card["recovery_seconds"].values()) == 4
+    assert (card["samples_lost"], card["samples_doubled"]) == (0, 0)
+    assert card["samples"] > 0
+    assert card["digests_compared"] > 0
+    assert card["digests_unequal"] == 0
+    assert card["throughput_kept"] > 0
+    assert "fault 3: " in said
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_half_an_hour_of_sixty_faults_keeps_the_throughput(tmp_path: Path) -> None:
+    """Twelve daemons: a head, five pipelines of two stages, and a spare."""
+    wanted = ("sandbox", "--faults", "kill=28,stop=16,cut=16", "--minutes", "30", "--pipelines", "5", "--spares", "1")
+    code, card, said = storm(tmp_path, *wanted, "--keep", "0.977", "--no-baseline", settings=())
+    assert code == 0, (card, said)
+    assert card["injected"] == card["asked"] == {"kill": 28, "stop": 16, "cut": 16}
+    assert card["digests_compared"] > 1000
