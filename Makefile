@@ -44,6 +44,7 @@ e2e: install
 
 soak: install
 	$(BIN)/pytest -m soak --timeout 3600
+	HYPOTHESIS_PROFILE=new $(BIN)/pytest -m 'hypothesis and not soak' --numprocesses 2 --timeout 3600
 
 bench: install
 	$(BIN)/python -m bench --quick

@@ -18,7 +18,7 @@ from bench.machines import Machine
 from bench.recipes import Recipe
 from bench.workers import Worker, open_worker
 from distqat.config import RunConfig
-from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
+from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex, StepRef
 from distqat.model.device import Device
 from distqat.model.stage import Stage
 from distqat.pipeline.link import Link, open_route
@@ -120,7 +120,7 @@ class Expert:
     async def begin(self, train: bool) -> None:
         """Nothing to wait for."""
 
-    async def committed(self, step: int, samples: int) -> None:
+    async def committed(self, at: StepRef, samples: int) -> None:
         """No rounds."""
 
     async def settle(self) -> None:

@@ -30,7 +30,7 @@ from distqat.averaging.context import Context, Sibling
 from distqat.averaging.service import services
 from distqat.averaging.spans import Shape
 from distqat.config import RunConfig
-from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
+from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex, StepRef
 from distqat.model.device import Device
 from distqat.model.shapes import DataShape
 from distqat.model.stage import Stage
@@ -183,7 +183,7 @@ class Host:
         """See pipeline.host."""
         await self.rounds.opened()
 
-    async def committed(self, step: int, samples: int) -> None:
+    async def committed(self, at: StepRef, samples: int) -> None:
         """See pipeline.host."""
         self.moments.append(time.monotonic())
         self.rounds.count(samples)

@@ -11,6 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,9 +111,11 @@ class EventFile:
 
     def close(self) -> None:
         """Close it, if it is open."""
-        if self._number is not None:
-            os.close(self._number)
-            self._number = None
+        number, self._number = self._number, None
+        if number is not None:
+            # A disk that is full may say so only now.
+            with suppress(OSError):
+                os.close(number)
 
     def _write(self, line: bytes) -> None:
         number = self._open()

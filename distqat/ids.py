@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NewType
 
@@ -15,6 +16,13 @@ StageIndex = NewType("StageIndex", int)
 
 PipelineId = NewType("PipelineId", str)
 """Name of a pipeline within its run."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def is_name(text: str) -> bool:
+    """Whether a pipeline may be called so: books and checkpoints are written with such names."""
+    return _NAME.fullmatch(text) is not None
 
 
 def short(peer: str) -> str:

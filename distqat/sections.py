@@ -30,7 +30,9 @@ class Section(BaseModel):
 class RunSection(Section):
     """What the run is called, and where its randomness begins."""
 
-    name: str = Field("digits", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Name of the run; part of its identity.")
+    name: str = Field(
+        "digits", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$", description="Name of the run; part of its identity."
+    )
     seed: int = Field(7, ge=0, description="Seed of initial numbers, sample order and dropout.")
 
 

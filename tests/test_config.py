@@ -99,6 +99,8 @@ def test_unknown_keys_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("model.cuts=[2, 1]", "model: cuts must be 1 growing block indices, the first at least 1"),
         ("model.options={a: {b: 1}}", "model.options.a"),
         ("run.name=a/b", "run.name: String should match pattern"),
+        ("run.name=..", "run.name: String should match pattern"),
+        ("run.name=.hidden", "run.name: String should match pattern"),
         ("optimizer.name=adam", "optimizer.name: Input should be 'adamw' or 'sgd' (got 'adam')"),
         ("lease.min=10", "lease.min (10.0 s) must be less than sync.max_wait (10.0 s)"),
         (

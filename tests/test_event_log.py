@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -176,3 +177,22 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         read_events(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="no event files"):
         read_events(tmp_path)
+
+
+def test_a_disk_that_says_at_the_end_that_it_is_full_harms_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = make()
+    log.keep_in(tmp_path / "events.jsonl")
+    say(log, "one")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        patch.setattr(os, "close", full)
+        say(log, "two")
+    say(log, "three")
+    log.close()
+    assert texts(tmp_path / "events.jsonl") == ["one", "three"]

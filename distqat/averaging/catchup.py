@@ -160,7 +160,7 @@ class _Search:
     async def _describe(self, donor: Sibling) -> Manifest:
         """What the donor holds, after a look at whether it can be the state of this stage."""
         context = self.context
-        request = messages.encode(Describe(context.run, context.stage, self.least))
+        request = messages.encode(Describe(context.run, context.stage, self.least, donor.digest))
         deadline = Deadline.after(context.waits.answer)
         answer = await context.transport.call(donor.endpoint, DESCRIBE, request, deadline)
         manifest = messages.decode(Manifest, answer)

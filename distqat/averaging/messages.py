@@ -11,6 +11,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from distqat.averaging.group import Invite, Invited, Join, JoinReply, Leave, Verdict, Vote
+from distqat.averaging.slices import origins_fault
 from distqat.averaging.state import messages as state
 from distqat.averaging.state.messages import ReplayHeader
 from distqat.averaging.state.snapshot import ChunkRef
@@ -89,6 +90,8 @@ def _fault(message: object) -> str:
         return "it must name its leader and where that answers"
     if isinstance(message, Join) and not (message.peer and message.endpoint.host and message.digest):
         return "it must name its sibling, where that answers and the digest of its anchor"
+    if isinstance(message, Join) and (fault := origins_fault(message.origins)):
+        return fault
     if isinstance(message, JoinReply) and (message.group is None) is (message.stale is None):
         return "it must hold a group or a donor"
     if isinstance(message, Leave) and not message.peer:

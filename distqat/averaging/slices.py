@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
 from distqat.averaging.group import Group, Join, Member
+from distqat.averaging.outer import MOST_PIPELINES
 from distqat.errors import ConfigError, MessageError
-from distqat.ids import PeerId
+from distqat.ids import PeerId, StepRef, is_name
 from distqat.wire import codecs
 from distqat.wire.codecs.codec import Codec
 
@@ -92,6 +93,9 @@ def check(group: Group, join: Join) -> None:
             raise MessageError(f"a slice that begins at {member.begin}, within a block of {block}")
         if not 0.0 < member.factor <= 1.0 or not 0.0 <= member.norm < math.inf:
             raise MessageError(f"a factor of {member.factor} for a contribution of norm {member.norm}")
+        fault = origins_fault(member.origins)
+        if fault:
+            raise MessageError(fault)
     if covered != join.elements:
         raise MessageError(f"slices of {covered} elements for a fragment of {join.elements}")
     peers = [member.peer for member in group.members]
@@ -104,6 +108,13 @@ def check(group: Group, join: Join) -> None:
         raise MessageError("a group that does not have this sibling as it joined")
     if not group.samples:
         raise MessageError("a group in which nobody contributes")
+
+
+def origins_fault(origins: Sequence[StepRef]) -> str:
+    """What is wrong with what a contribution says that it stands for, or nothing: all siblings take it over."""
+    if len(origins) > MOST_PIPELINES:
+        return f"a contribution of {len(origins)} pipelines"
+    return "" if all(is_name(origin.pipeline) for origin in origins) else "a contribution of a pipeline without a name"
 
 
 def _slower(join: Join) -> float:

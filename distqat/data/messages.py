@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError, Message
 
 from distqat.data.ledger import Claim, ClaimAnswer
 from distqat.errors import MessageError
-from distqat.ids import RunId
+from distqat.ids import RunId, is_name
 from distqat.pb import common_pb2, data_pb2
 from distqat.rpc.transport import Method
 
@@ -47,6 +47,8 @@ class ClaimRequest:
         _parse(message, data)
         if not message.pipeline or not message.serial or not 1 <= message.samples <= MAX_SAMPLES:
             raise MessageError("a claim must name its pipeline, a serial from 1 on and the number of samples")
+        if not is_name(message.pipeline):
+            raise MessageError("the name of a pipeline is of at most 64 letters, digits, '.', '_' and '-'")
         return cls(_run_id(message.run), message.pipeline, message.samples, message.serial, message.step)
 
 

@@ -228,10 +228,13 @@ class DescribeRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     stage: _builtins.int
     """Index of the stage."""
     round: _builtins.int
     """Rounds that the state must have behind it to be of use."""
+    digest: _builtins.str
+    """Hex digest of the state that is looked for; who keeps several, as a mirror does, gives that one if it is there."""
     @_builtins.property
     def run(self) -> _common_pb2.RunRef:
         """The run; another one is refused."""
@@ -242,10 +245,11 @@ class DescribeRequest(_message.Message):
         run: _common_pb2.RunRef | None = ...,
         stage: _builtins.int = ...,
         round: _builtins.int = ...,
+        digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round", "run", b"run", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "round", b"round", "run", b"run", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

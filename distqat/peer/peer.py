@@ -113,7 +113,7 @@ class Peer:
                 heartbeat=Heartbeat(),
                 state_dir=identity.folder,
                 take_role=lambda name: roster.add(name),
-                lose=partial(_lose, directory, transport),
+                lose=partial(lose, directory, transport),
                 history=History(identity.folder),
                 resumes=order.resumes,
             )
@@ -192,9 +192,14 @@ class Peer:
         await self.roster.drain()
 
 
-def _lose(directory: Directory, transport: BreakableTransport, peer: PeerId, at: Endpoint, reason: str) -> None:
+def lose(directory: Directory, transport: BreakableTransport, peer: PeerId, at: Endpoint, reason: str) -> None:
+    """See `RoleContext.lose`. What is under way to another peer, which has the address now, goes on."""
     directory.mark_lost(peer, reason)
-    transport.break_off(at, f"it is lost: {reason}")
+    snapshot = directory.snapshot()
+    if all(
+        entry.record.endpoint != at for other, entry in snapshot.peers.items() if other not in (peer, *snapshot.lost)
+    ):
+        transport.break_off(at, f"it is lost: {reason}")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from distqat.errors import DistqatError, NothingToResumeError
+from distqat.roles.checkpoint import places
 from distqat.roles.context import RoleContext
 from distqat.rpc.transport import Deadline
 
@@ -18,6 +19,10 @@ LOOK_SECONDS = 0.5
 async def insist(context: RoleContext, end: Callable[[DistqatError], None]) -> None:
     """Returns as soon as the run is known to have a past; else the daemon is told to end."""
     config = await context.run.wait()
+    # Whoever takes them up first looks at each byte of them, which may take long.
+    root = places.root_of(context.settings.daemon, context.state_dir)
+    if places.has_any(root, config.id):
+        return
     try:
         async with asyncio.timeout(GRACE_SECONDS):
             await context.directory.wait_synced()

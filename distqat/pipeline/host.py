@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from distqat.ids import StepRef
 from distqat.model.device import Device
 from distqat.model.stage import Stage
 from distqat.pipeline.pace import Pace
@@ -30,9 +31,9 @@ class Host(Protocol):
         numbers; from a training forward on none may, until `committed` or `closed`."""
         ...
 
-    async def committed(self, step: int, samples: int) -> None:
-        """The optimizer has applied a step. Called once for each, in order, and counts it before it first waits; takes
-        what is due of an outer round. Returns when the stage may go on, and what was begun goes on if cancelled."""
+    async def committed(self, at: StepRef, samples: int) -> None:
+        """The optimizer has applied that step. Called once for each, in order, and counts it before it first waits;
+        takes what is due of an outer round. Returns when the stage may go on; what was begun goes on if cancelled."""
         ...
 
     async def settle(self) -> None:

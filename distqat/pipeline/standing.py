@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distqat.errors import FencedError, MessageError, StaleError
-from distqat.ids import PipelineId
+from distqat.ids import PipelineId, StepRef
 from distqat.model.agreement import Verdict
 from distqat.model.terms import Terms
 from distqat.pipeline.words import AS_IT_IS
@@ -95,9 +95,7 @@ class Standing:
     """An expert's memory of the pipelines that it serves; outlives the routes. One for each PipelineService."""
 
     def __init__(self) -> None:
-        self.owed: deque[tuple[int, int]] = (
-            deque()
-        )  # Steps applied, with their samples, that the host has yet to hear of.
+        self.owed: deque[tuple[StepRef, int]] = deque()  # Steps applied, and samples: the host has yet to hear of them.
         self.verdict = AS_IT_IS  # On the last committed step; its loss scale is that of the present one.
         self._stage: Stage | None = None  # The stage that the rest speaks of; None before the first route.
         self._pipeline: PipelineId | None = None  # The pipeline whose steps the stage counts; None: a newcomer to any.
@@ -168,20 +166,20 @@ class Standing:
 
     def apply(self, stage: Stage, step: int, verdict: Verdict = AS_IT_IS) -> None:
         """Apply the step's gradients as was decided, and remember that the host has to hear of it."""
-        size = self._sizes[step]
+        pipeline, size = self._pipeline, self._sizes[step]
+        assert pipeline is not None
         stage.commit(step, Terms(size.progress, verdict.factor))
         # In the same breath: whoever waits for this may be cancelled, and the samples must still be counted once.
-        self.owed.append((step, size.samples))
-        self._remember(LastStep(step, size.claim, verdict))
+        self.owed.append((StepRef(pipeline, step), size.samples))
+        self._remember(pipeline, LastStep(step, size.claim, verdict))
         self._decided(stage, verdict)
         del self._sizes[step]
 
-    def _remember(self, last: LastStep) -> None:
-        if self._pipeline is not None:
-            self._last.pop(self._pipeline, None)
-            self._last[self._pipeline] = last
-            if len(self._last) > MAX_PIPELINES:
-                del self._last[next(iter(self._last))]
+    def _remember(self, pipeline: PipelineId, last: LastStep) -> None:
+        self._last.pop(pipeline, None)
+        self._last[pipeline] = last
+        if len(self._last) > MAX_PIPELINES:
+            del self._last[next(iter(self._last))]
 
     def _decided(self, stage: Stage, verdict: Verdict) -> None:
         self.verdict = verdict

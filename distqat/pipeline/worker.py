@@ -161,8 +161,9 @@ class Worker:
         """Tell the host of applied steps, also of one that was applied when a route broke or opened."""
         owed = self._post.standing.owed
         while owed:
-            step, samples = owed.popleft()
-            await self._post.host.committed(step, samples)
+            # A step that was applied late is one of its own pipeline, not of the one that has a route now.
+            at, samples = owed.popleft()
+            await self._post.host.committed(at, samples)
 
     async def _settle(self, work: Agree, serial: int) -> None:
         if self._below is not None:

@@ -38,7 +38,8 @@ class Arrival:
 
     async def come(self, group: asyncio.TaskGroup, heir_of: PeerId | None) -> None:
         """Returns when routes may be opened. What is handed over comes when the last route has left who hands it over;
-        the first route here waits for that."""
+        the first route here waits for that, and nobody gets a copy before."""
+        self.seat.arrived.clear()
         if heir_of is not None and await self._is_accepted(group, heir_of):
             return
         if not await self._use_what_is_held():
@@ -51,13 +52,13 @@ class Arrival:
                 self.reason,
                 self.load,
             ).get_state()
+        self.seat.arrived.set()
 
     async def _is_accepted(self, group: asyncio.TaskGroup, heir_of: PeerId) -> bool:
         """Whether that expert hands its seat over to this one."""
         donor = self._find(heir_of)
         if donor is None:
             return False
-        self.seat.arrived.clear()
         accepted = asyncio.Event()
         work = group.create_task(self._inherit(donor, accepted), name=f"inheriting {self.holding.stage.name}")
         waiting = group.create_task(accepted.wait())
@@ -81,7 +82,8 @@ class Arrival:
             if accepted.is_set():
                 await self._use_what_is_held()
         finally:
-            self.seat.arrived.set()
+            if accepted.is_set():
+                self.seat.arrived.set()
 
     async def _use_what_is_held(self) -> bool:
         """Put what a follower holds into the stage; False if that is nothing to begin with."""

@@ -27,18 +27,25 @@ class Books:
         self.ledger = ledger
         self._turn = asyncio.Lock()  # Held while the file is written.
         self._asked = 0  # Calls of `save` so far.
-        self._covered = 0  # Those whose entries the file holds.
+        self._covered = 0  # Those whose entries the file holds, or would if it could be written.
+        self.fault = ""  # Why the file could not be written the last time; empty if it was.
 
     async def save(self) -> None:
-        """Return when the file holds everything that stood in the ledger at the call; calls that meet share a write."""
+        """Return when the file holds everything that stood in the ledger at the call; calls that meet share a write.
+
+        A disk that is full ends no run: `fault` says so, and the next call tries again.
+        """
         self._asked += 1
         mine = self._asked
         async with self._turn:
             if self._covered >= mine:
                 return
             covered = self._asked
-            await asyncio.to_thread(_write, self.path, self.ledger.snapshot().to_json())
-            self._covered = covered
+            # A snapshot is frozen: the loop goes on while it becomes text.
+            fault = await asyncio.to_thread(_write, self.path, self.ledger.snapshot())
+            if fault and not self.fault:
+                log.warning("%s; going on without", fault)
+            self._covered, self.fault = covered, fault
 
 
 def open_books(path: Path, budget: int, has_progress: bool) -> Books:
@@ -58,7 +65,9 @@ async def copy_books(path: Path, transport: Transport, client: Endpoint, run: Ru
     except DistqatError as error:
         log.debug("no copy of the books from %s: %s", client, error)
         return
-    await asyncio.to_thread(_write, path, books.to_json())
+    fault = await asyncio.to_thread(_write, path, books)
+    if fault:
+        log.warning("no copy of the books: %s", fault)
 
 
 def _restored(path: Path, budget: int, has_progress: bool) -> Ledger | None:
@@ -79,9 +88,14 @@ def _restored(path: Path, budget: int, has_progress: bool) -> Ledger | None:
     return ledger
 
 
-def _write(path: Path, text: str) -> None:
-    """Survives the death of this process at any moment; not flushed to the disk, which would cost every step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(path: Path, books: LedgerSnapshot) -> str:
+    """Survives the death of this process at any moment; not flushed to the disk, which would cost every step. Why it
+    could not be written, else nothing; then the file is as it was."""
     temporary = path.with_suffix(".new")
-    temporary.write_text(text)
-    temporary.rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(books.to_json())
+        temporary.rename(path)
+    except OSError as error:
+        return f"the books cannot be written to {path}: {(error.strerror or str(error)).lower()}"
+    return ""

@@ -20,10 +20,10 @@ from distqat.data.sampler import budget
 from distqat.data.service import data_service
 from distqat.data.sources import open_source
 from distqat.discovery.records import ClientRecord
-from distqat.errors import DistqatError, StaleError
+from distqat.errors import DistqatError, GoneError, StaleError
 from distqat.events import Kind, Subject
 from distqat.ids import Endpoint, PeerId, RunId, short
-from distqat.roles.books import copy_books, open_books
+from distqat.roles.books import Books, copy_books, open_books
 from distqat.roles.checkpoint.revival import Reviver
 from distqat.roles.context import RESTARTS, RoleContext, RoleOptions
 from distqat.roles.leases import Leases
@@ -122,7 +122,7 @@ class Client:
                 # Who is there, and what it drives, before anything is decided.
                 await self._ask_all(leases)
                 group.create_task(self._watch_leases(leases))
-                await self._plan(self._planner)
+                await self._plan(self._planner, books)
         finally:
             self._ledger = self._planner = None
             await context.server.remove(DATA_SERVICE)
@@ -139,7 +139,8 @@ class Client:
             self._announce(False)
             endpoint = self._context.directory.snapshot().clients[rivals[0]].record.endpoint
             await copy_books(path, self._context.transport, endpoint, run)
-            await self._wait_news()
+            # All of them each time: not at every word of somebody.
+            await asyncio.sleep(PLAN_SECONDS)
         return stood_by
 
     def _tell_turn(self, stood_by: PeerId | None, committed: int) -> None:
@@ -169,7 +170,7 @@ class Client:
         is_held = any(record.round > 0 or record.step > 0 for record in records)
         return is_held or self._context.history.has_committed(run, snapshot)
 
-    async def _plan(self, planner: Planner) -> None:
+    async def _plan(self, planner: Planner, books: Books) -> None:
         while True:
             rivals = self._rivals()
             if rivals and rivals[0] < self._context.me:
@@ -178,7 +179,7 @@ class Client:
             if not self._is_draining:
                 await planner.act()
                 self._phase = planner.phase
-                self._reason.set(planner.reason)
+                self._reason.set(f"{books.fault}; {planner.reason}" if books.fault else planner.reason)
                 self._announce(True)
             await self._wait_news()
 
@@ -216,7 +217,10 @@ class Client:
         loop = asyncio.get_running_loop()
         remote = Remote(self._context.transport, endpoint, leases.left(peer, loop.time()))
         try:
-            loss = leases.answered(peer, await remote.status(), loop.time())
+            status = await remote.status()
+            if status.peer != peer:
+                raise GoneError(f"{endpoint} is the address of {short(status.peer)} now")
+            loss = leases.answered(peer, status, loop.time())
             if leases.is_back(peer):
                 self._events.record(Kind.BACK, f"{short(peer)} is back", Subject(peer=peer))
         except DistqatError as error:

@@ -176,7 +176,7 @@ class Drive:
         self._chronicle.broke(error, self._progress.step)
         self._fuel.suspect(error.peer, error.reason)
         if error.kind == FencedError.__name__:
-            # The client has lost this trainer; what was not committed then is with others.
+            # The client has lost this trainer, and asks the stages what is committed; here nobody knows.
             self._seats = ()
             self.drain()
 
@@ -299,7 +299,7 @@ class Drive:
         self._fuel.telemetry.record("evaluation", {"pipeline": self.pipeline}, {"step": link.step, **values})
 
     async def _give_back(self) -> None:
-        """Somebody else trains on what was not committed here."""
+        """Somebody else trains on what was surely not committed here."""
         await self._supply.book(self._progress.step)
         await self._supply.give_back()
         if self._phase not in ("finished", "failed"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -27,9 +26,9 @@ from distqat.roles.faults import Faults
 from distqat.roles.fencing import NOTHING
 from distqat.roles.follower import Follower
 from distqat.roles.holding import Holding, Workshop, open_holding, open_seat, siblings
-from distqat.roles.leases import WORK_FACTOR
 from distqat.roles.messages import FenceReply
 from distqat.roles.orders import SPARE, Order
+from distqat.roles.pulse import pulse
 from distqat.roles.seat import Seat
 from distqat.roles.status import ExpertStatus, RoleStatus
 from distqat.telemetry import Reason
@@ -40,9 +39,6 @@ ANNOUNCE_SECONDS = 0.25
 
 READY_SECONDS = 1.0
 """For which whoever promotes a warm spare waits to hear that it is ready; a newcomer is asked again later."""
-
-FIRST_SECONDS = 30.0
-"""The first unit of work may take so long: kernels are loaded, and nothing is known of its length yet."""
 
 
 @asynccontextmanager
@@ -106,6 +102,9 @@ class Expert:
             _check_stage(self._config, order.stage)
         if self._pinned is not None and order.seat != self._pinned:
             raise RefusedError(f"this expert was started for stage {self._pinned} and takes no other")
+        left = self._faults.left(asyncio.get_running_loop().time())
+        if left and self._pinned is None and order.stage is not None:
+            raise RefusedError(f"this expert takes no stage for {left:.0f} s: {self._faults.reason}")
         before, self._order = self._order, order
         if order.is_promotion(before):
             self._promoted.set()
@@ -162,7 +161,9 @@ class Expert:
         seat.is_closing = True
         await seat.rounds.landed()
         if seat.has_progress and seat.is_between_steps and siblings(self._context, seat.stage.index):
-            self._reason.set(f"a last round of {seat.stage.name}, so that the siblings keep what was learned")
+            if self._phase != "failed":
+                # Else why it takes no stage is what people have to know.
+                self._reason.set(f"a last round of {seat.stage.name}, so that the siblings keep what was learned")
             await seat.rounds.settle()
 
     def withdraw(self) -> None:
@@ -190,7 +191,7 @@ class Expert:
             Device.open("cpu", daemon.threads) as side,
             asyncio.TaskGroup() as group,
         ):
-            with context.heartbeat.asking(partial(_pulse, device, config.lease.min)):
+            with context.heartbeat.asking(partial(pulse, device, config.lease.min)):
                 group.create_task(self._keep_announcing())
                 group.create_task(supervise("checkpoints", vault.work, Backoff(1.0, 10.0)))
                 while True:
@@ -263,6 +264,9 @@ class Expert:
             seconds = self._faults.rest(now)
             log.warning("gives stage %d back, and takes none for %.0f s: %s", stage, seconds, fault.reason)
             self._order = SPARE
+            # Shown at once, not only when the seat is closed: till then the client would give the stage back to it.
+            self._phase = "failed"
+            self._reason.set(f"takes no stage for {seconds:.0f} s: {fault.reason}")
             self._changed.set()
 
     async def _rest(self) -> None:
@@ -305,12 +309,14 @@ class Expert:
             return
         facts = self._facts()
         is_leaving = self._phase == "draining"
+        # Until its numbers are handed over an heir takes no part in rounds: whoever hands over waits for their end.
+        has_arrived = self._seat is not None and self._seat.arrived.is_set()
         self._context.directory.announce(
             ExpertRecord(
                 self._context.endpoint,
                 seated=facts.seated and not is_leaving,
                 stage=StageIndex(facts.stage),
-                ready=facts.ready and not is_leaving,
+                ready=facts.ready and has_arrived and not is_leaving,
                 step=facts.step,
                 round=facts.round,
                 digest=facts.digest,
@@ -325,17 +331,6 @@ class Expert:
 def _check_stage(config: RunConfig, stage: StageIndex) -> None:
     if not 0 <= stage < config.model.stages:
         raise ConfigError(f"stage {stage} is out of range: run {config.id} has stages 0 to {config.model.stages - 1}")
-
-
-def _pulse(device: Device, lease: float) -> tuple[float, float]:
-    """For how long one unit of work has kept the device busy, if that is far longer than any before, else 0; and the
-    seconds of the longest lately."""
-    held = device.statistics()
-    if held.busy_since is None:
-        return 0.0, held.longest_seconds
-    busy = time.monotonic() - held.busy_since
-    longest = max(lease, WORK_FACTOR * held.longest_seconds if held.jobs else FIRST_SECONDS)
-    return (busy if busy > longest else 0.0), held.longest_seconds
 
 
 def _why(error: BaseException) -> str:

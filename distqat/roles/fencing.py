@@ -35,13 +35,21 @@ class Fencing:
         self._ledger = ledger
         self._leases = leases
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether anybody is there to be fenced."""
+        return bool(self._experts())
+
     async def end(self, pipeline: PipelineId, route: tuple[Seat, ...] = ()) -> bool:
         """Fence the pipeline, book its committed claims and free the others. False: some live expert has not answered
-        yet, or none is known; ask again. `route` is its last one, as far as it is known."""
+        yet, or none is known; ask again. `route` is its last one; without it every expert that holds all gradients of
+        the last step applies them."""
         experts = self._experts()
         answers = await self._ask(pipeline, experts, NOTHING)
         last = max(answers.values(), key=lambda answer: answer.step, default=NOTHING)
-        behind = {seat.peer for seat in route} & {peer for peer, answer in answers.items() if answer.step < last.step}
+        behind = {peer for peer, answer in answers.items() if answer.step < last.step}
+        if route:
+            behind &= {seat.peer for seat in route}
         is_told = len(await self._ask(pipeline, behind, last)) == len(behind)
         if not experts or len(answers) < len(experts) or not is_told:
             return False
@@ -51,11 +59,12 @@ class Fencing:
         return True
 
     def _experts(self) -> set[PeerId]:
-        """The live ones. One that is lost commits nothing more with the others, each of which refuses the route."""
+        """The live ones. One that is lost commits nothing more with the others, each of which refuses the route; a
+        role that was given up does nothing at all, and cannot answer."""
         return {
             peer
             for peer, status in self._leases.statuses.items()
-            if status.run == self._run and status.role("expert") is not None
+            if status.run == self._run and any(role.expert is not None for role in status.roles)
         }
 
     async def _ask(
@@ -64,8 +73,7 @@ class Fencing:
         """The answers of those that answer within a lease."""
         answers: dict[PeerId, FenceReply] = {}
 
-        async def ask(peer: PeerId) -> None:
-            remote = Remote(self._transport, self._leases.statuses[peer].endpoint, self._leases.seconds)
+        async def ask(peer: PeerId, remote: Remote) -> None:
             try:
                 answers[peer] = await remote.fence(self._run, pipeline, last.step, last.verdict)
             except DistqatError as error:
@@ -73,6 +81,7 @@ class Fencing:
 
         async with asyncio.TaskGroup() as group:
             for peer in experts:
-                if peer in self._leases.statuses:
-                    group.create_task(ask(peer))
+                # Read now: whoever is lost while others are asked is not in the leases any more.
+                if (status := self._leases.statuses.get(peer)) is not None:
+                    group.create_task(ask(peer, Remote(self._transport, status.endpoint, self._leases.seconds)))
         return answers

@@ -103,6 +103,7 @@ async def open_seat(
     limits = replace(Limits.of(workshop.config), settle=len(stage.fragments) * circle.waits.total)
     timelines = context.telemetry.timelines
     routes = PipelineService(seat, context.transport, context.me, workshop.config.id, limits, timelines)
+    seat.is_told = lambda: not routes.standing.owed
     services = [*averaging_services(holding.averager), routes.service(), Giver(circle, seat).service()]
     for service in services:
         context.server.add(service)

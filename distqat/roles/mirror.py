@@ -2,7 +2,7 @@
 
 It computes nothing and takes no part in rounds, so one disk that is safe is enough for a run whose experts come and go.
 A round that is a checkpoint for experts is one for the mirror too; of several rounds that it hears of at once it works
-out each from the averages that were kept.
+out the last that is one from the averages that were kept.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ class Mirror:
         self._phase = "joining"
         self._reason.set(f"opening data source {config.data.source}, which says what the stages are like")
         source = await asyncio.to_thread(open_source, config.data)
-        self._keeper = keeper = keeper_of(context, config)
+        keeper = keeper_of(context, config)
         await keeper.scan()
+        self._keeper = keeper
         if keeper.checkpoints:
             context.history.remember(config.id)
         archive = Archive(self._stocks)
@@ -127,7 +128,8 @@ class Mirror:
             after = committed.outer
             assert after is not None
             due = partial(_due, before, after, committed.kept, holding, cadence)
-            for state in await holding.circle.work(due):
+            state = await holding.circle.work(due)
+            if state is not None:
                 self._save(config, holding.stage.index, state, keeper)
             before = after
 
@@ -138,17 +140,18 @@ class Mirror:
 
 def _due(
     before: OuterState | None, after: OuterState, shelf: Shelf, holding: Holding, cadence: Cadence
-) -> list[OuterState]:
-    """Of the states on the way from one to the other, as far as they can be worked out, those that are checkpoints."""
+) -> OuterState | None:
+    """Of the states on the way from one to the other, as far as they can be worked out, the last that is a checkpoint:
+    one is written at a time."""
     if before is None:
-        return [after] if cadence.is_due(after.round) else []
+        return after if cadence.is_due(after.round) else None
     missed = [one for one in shelf.since(before.round, before.digest) if one.round < after.round]
     if not missed:
-        return [after] if cadence.is_due(after.round) else []
-    found, state = [], before
+        return after if cadence.is_due(after.round) else None
+    found, state = None, before
     for one in missed:
         is_last, is_due = one is missed[-1], cadence.is_due(one.round + 1)
         state = after if is_last else kept.replay(state, one, holding.circle.phase(one.round))
         if is_due:
-            found.append(state)
+            found = state
     return found

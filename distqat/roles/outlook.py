@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex
 from distqat.roles.plan import ExpertView, Pipeline, View
-from distqat.roles.status import ExpertStatus, PeerStatus
+from distqat.roles.status import ExpertStatus, PeerStatus, PipelineStatus
 
 
 def outlook(
@@ -28,6 +28,30 @@ def outlook(
                 trainers.append(peer)
     costs = stage_costs(facts, num_stages)
     return View(num_stages, tuple(experts), tuple(trainers), tuple(pipelines), costs=costs)
+
+
+def lines(statuses: Mapping[PeerId, PeerStatus], run: RunId) -> list[tuple[PeerId, PipelineStatus]]:
+    """The pipelines as the live trainers of this run described them last."""
+    return [
+        (peer, line)
+        for peer, status in sorted(statuses.items())
+        if status.run == run
+        for role in status.roles
+        for line in role.pipelines
+    ]
+
+
+def is_leaving(statuses: Mapping[PeerId, PeerStatus], peer: PeerId) -> bool:
+    """Whether an expert is there, and finishes what it does."""
+    status = statuses.get(peer)
+    role = status.role("expert") if status is not None else None
+    return role is not None and role.phase == "draining"
+
+
+def testator(statuses: Mapping[PeerId, PeerStatus], pipelines: Iterable[Pipeline], stage: StageIndex) -> PeerId | None:
+    """An expert of that stage that leaves in good order, and whose pipeline waits for who takes its place."""
+    seats = (seat for pipeline in pipelines for seat in pipeline.route if seat.stage == stage)
+    return next((seat.peer for seat in seats if is_leaving(statuses, seat.peer)), None)
 
 
 def expert_view(peer: PeerId, endpoint: Endpoint, expert: ExpertStatus) -> ExpertView:

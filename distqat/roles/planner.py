@@ -11,14 +11,14 @@ from dataclasses import replace
 from distqat.config import RunConfig
 from distqat.data.ledger import Ledger
 from distqat.errors import DistqatError, StaleError
-from distqat.ids import PeerId, PipelineId, Seat, StageIndex, short
+from distqat.ids import PeerId, PipelineId, Seat, short
 from distqat.roles.checkpoint.revival import Reviver
 from distqat.roles.context import RoleContext
 from distqat.roles.events.minutes import Minutes
 from distqat.roles.fencing import Fencing
 from distqat.roles.leases import Leases
 from distqat.roles.orders import Order
-from distqat.roles.outlook import expert_view, outlook
+from distqat.roles.outlook import expert_view, is_leaving, lines, outlook, testator
 from distqat.roles.plan import (
     Action,
     Assign,
@@ -67,9 +67,11 @@ class Planner:
         self._nonce = os.urandom(2).hex()  # Keeps the names of pipelines apart from those of an earlier client.
         self._formed = 0  # Pipelines formed so far; names the next one.
         self._reviver = reviver
+        self._has_concluded = False  # The pipelines that this client knew are done.
         self._pipelines: dict[PipelineId, Pipeline] = {}
         self._reasons: dict[PipelineId, str] = {}
         self._ended: set[PipelineId] = set()  # Pipelines that are to be no more, whatever their trainers still say.
+        self._fenced: set[PipelineId] = set()  # Of the planned ones: a fence was begun, and their routes open no more.
         self._moved: dict[PeerId, float] = {}  # When an expert was last given a stage.
         self._promoting: dict[PeerId, float] = {}  # When a warm spare was last told to take its stage.
         self._lacking: dict[PipelineId, float] = {}  # Since when a pipeline has lacked an expert.
@@ -88,15 +90,16 @@ class Planner:
         self._adopt()
         await self._keep_orders()
         await self._release_orphans()
+        await self._end_fenced()
         view = self._view()
         if self._ledger.finished:
-            await self._conclude(view)
+            # That all is booked does not say that anybody still holds it.
+            if self._has_concluded or not await self._is_reviving(view):
+                await self._conclude(view)
             return
         if await self._has_failed():
             return
-        if not view.trainers and not self._is_trainer_coming():
-            self.reason = "taking the trainer role, since nobody has it"
-            await self._context.take_role("trainer")
+        await self._get_trainer(view)
         if await self._is_reviving(view):
             return
         await self._act_on(view)
@@ -120,7 +123,8 @@ class Planner:
         """Whether stages come out of checkpoints; the pipelines that go on then are the first that are formed."""
         reviver = self._reviver
         if await reviver.act(bool(view.trainers)):
-            self.phase, self.reason = "waiting", reviver.reason
+            self.phase, self.reason, self.is_finished = "waiting", reviver.reason, False
+            await self._get_trainer(view)
             if reviver.is_whole:
                 # What they did is of a course that the run has left; who still drives one is told to stop.
                 self._ended |= self._pipelines.keys()
@@ -138,6 +142,12 @@ class Planner:
             if not any(isinstance(action, Assign) for action in actions):
                 return
             view = self._view()
+
+    async def _get_trainer(self, view: View) -> None:
+        """Somebody has to drive pipelines."""
+        if not view.trainers and not self._is_trainer_coming():
+            self.reason = "taking the trainer role, since nobody has it"
+            await self._context.take_role("trainer")
 
     def _is_trainer_coming(self) -> bool:
         """Whether some daemon holds the role and has not learned the run, or opened its data, yet."""
@@ -168,8 +178,17 @@ class Planner:
         driven = self._pipelines.keys() | {line.pipeline for _, line in self._lines()}
         self._orphaned = {name: self._orphaned.get(name, now) for name in self._ledger.holders - driven}
         for name, since in self._orphaned.items():
-            if now - since >= self._leases.seconds and await self._fencing.end(PipelineId(name)):
-                self._minutes.fenced(name)
+            if now - since >= self._leases.seconds and self._fencing.has_experts:
+                # A trainer that comes back with it meanwhile is told to stop.
+                self._ended.add(PipelineId(name))
+                if await self._fencing.end(PipelineId(name)):
+                    self._minutes.fenced(name)
+
+    async def _end_fenced(self) -> None:
+        """A pipeline whose fence was begun is over, though its trainer may be back before all experts have answered."""
+        for name in self._fenced & self._pipelines.keys():
+            if self._pipelines[name].trainer in self._leases.statuses:
+                await self._dissolve(Dissolve(name, "its trainer was lost, and no route of it opens any more"))
 
     async def _conclude(self, view: View) -> None:
         """The whole budget is committed; finished once every trainer says so; who is lost meanwhile is replaced."""
@@ -179,6 +198,7 @@ class Planner:
         await self._carry_out(keep(view, self._config.plan, asyncio.get_running_loop().time()))
         busy = [name for name in busy if name in self._pipelines]
         self.is_finished = not busy
+        self._has_concluded |= self.is_finished and bool(self._pipelines)
         self.phase = "finished"
         self.reason = f"the budget is committed; pipeline {busy[0]} is settling" if busy else "the budget is committed"
 
@@ -220,28 +240,21 @@ class Planner:
         facts = [role.expert for role in status.roles if role.expert is not None]
         if any(expert_view(action.peer, status.endpoint, e).is_warm_for(action.stage) for e in facts):
             self._promoting[action.peer] = asyncio.get_running_loop().time()
-        await self._tell(action.peer, Order(action.stage, heir_of=self._testator(action.stage)))
+        heir_of = testator(self._leases.statuses, self._pipelines.values(), action.stage)
+        await self._tell(action.peer, Order(action.stage, heir_of=heir_of))
 
     async def _tell(self, peer: PeerId, order: Order) -> None:
         status = self._status(peer)
         self._moved[peer] = asyncio.get_running_loop().time()
-        answer = await self._remote(peer).assign(self._config.id, order)
-        # Known at once, not only at the next look at the peer.
-        roles = tuple(replace(role, expert=answer) if role.role == "expert" else role for role in status.roles)
-        self._leases.statuses[peer] = replace(status, roles=roles)
-
-    def _testator(self, stage: StageIndex) -> PeerId | None:
-        """An expert of that stage that leaves in good order, and whose pipeline waits for who takes its place."""
-        seats = (seat for pipeline in self._pipelines.values() for seat in pipeline.route if seat.stage == stage)
-        return next((seat.peer for seat in seats if self._is_leaving(seat.peer)), None)
-
-    def _is_leaving(self, peer: PeerId) -> bool:
-        """Whether it is there, and finishes what it does."""
-        status = self._leases.statuses.get(peer)
-        role = status.role("expert") if status is not None else None
-        return role is not None and role.phase == "draining"
+        answer = await Remote(self._context.transport, status.endpoint).assign(self._config.id, order)
+        # Known at once, not only at the next look at the peer; it may have been lost meanwhile.
+        if (last := self._leases.statuses.get(peer)) is not None:
+            roles = tuple(replace(role, expert=answer) if role.role == "expert" else role for role in last.roles)
+            self._leases.statuses[peer] = replace(last, roles=roles)
 
     async def _form(self, action: Form) -> None:
+        if action.id in self._fenced:
+            return
         known = self._pipelines.get(action.id) if action.id is not None else None
         if known is None:
             self._formed += 1
@@ -250,7 +263,7 @@ class Planner:
         pipeline = Pipeline(name, epoch, action.route, action.trainer, begin)
         # Those that leave are waited for, if nobody else has to be replaced: then nothing is replayed.
         gone = set(known.route) - set(action.route) if known is not None else set()
-        in_order = bool(gone) and all(self._is_leaving(seat.peer) for seat in gone)
+        in_order = bool(gone) and all(is_leaving(self._leases.statuses, seat.peer) for seat in gone)
         # Known here before the trainer is told: an order whose answer is lost is repeated, not forgotten.
         self._pipelines[name] = pipeline
         self._reasons[name] = action.why
@@ -259,16 +272,25 @@ class Planner:
 
     async def _dissolve(self, action: Dissolve) -> None:
         pipeline = self._pipelines[action.id]
-        if not self._is_driven(pipeline) and not await self._fencing.end(pipeline.id, pipeline.route):
+        if not await self._is_over(pipeline):
             self.reason = f"waiting: pipeline {pipeline.id} is without a trainer, and not all experts have left it"
             return
         del self._pipelines[action.id]
+        self._fenced.discard(action.id)
         # Its trainer's last account still shows it, and must not bring it back.
         self._ended.add(action.id)
         del self._reasons[action.id]
         log.info("pipeline %s is dissolved: %s", pipeline.id, action.why)
         self._minutes.dissolved(pipeline.id, action.why)
         await self._order(pipeline.trainer, pipeline.id, pipeline.epoch + 1, ())
+
+    async def _is_over(self, pipeline: Pipeline) -> bool:
+        """Whether its steps come to an end: its trainer sees to that, or else it is fenced."""
+        if pipeline.id not in self._fenced and self._is_driven(pipeline):
+            return True
+        if self._fencing.has_experts:
+            self._fenced.add(pipeline.id)
+        return await self._fencing.end(pipeline.id, pipeline.route)
 
     def _is_driven(self, pipeline: Pipeline) -> bool:
         """Whether its trainer is there and speaks of it: then it books its last steps itself."""
@@ -277,7 +299,7 @@ class Planner:
     async def _keep_orders(self) -> None:
         """Tell every trainer again what its own account shows that it has not heard."""
         told = {(peer, line.pipeline): line for peer, line in self._lines()}
-        for pipeline in list(self._pipelines.values()):
+        for pipeline in [line for line in self._pipelines.values() if line.id not in self._fenced]:
             line = told.get((pipeline.trainer, pipeline.id))
             if line is None or line.epoch < pipeline.epoch:
                 await self._order(pipeline.trainer, pipeline.id, pipeline.epoch, pipeline.route)
@@ -301,14 +323,7 @@ class Planner:
             log.info("%s was not told of pipeline %s epoch %d: %s", short(trainer), name, epoch, error)
 
     def _lines(self) -> list[tuple[PeerId, PipelineStatus]]:
-        """The pipelines as the live trainers of this run described them last."""
-        return [
-            (peer, line)
-            for peer, status in sorted(self._leases.statuses.items())
-            if status.run == self._config.id
-            for role in status.roles
-            for line in role.pipelines
-        ]
+        return lines(self._leases.statuses, self._config.id)
 
     def _failing(self, now: float) -> frozenset[PipelineId]:
         """Pipelines that have been broken for so long that opening their routes again will not help."""

@@ -156,6 +156,9 @@ class Rounds:
                     await self._round()
                 await self.on_rest(is_settling)
             finally:
+                # Not before: who waits for it may end all this at once. Nor if it is wanted once more.
+                if is_settling and not self._asked.is_set():
+                    self._settled.set()
                 # What was asked for while steps went on beside a round is done at the boundary where that was merged.
                 if not self._asked.is_set() and not self._is_frozen:
                     self.gate.set()
@@ -174,14 +177,11 @@ class Rounds:
 
     async def _settle(self) -> None:
         left = set(self.handover.samples)
-        try:
-            while left:
-                touched = await self._round()
-                if not touched:
-                    break
-                left -= set(touched)
-        finally:
-            self._settled.set()
+        while left:
+            touched = await self._round()
+            if not touched:
+                break
+            left -= set(touched)
 
     async def _round(self) -> Sequence[int]:
         """One round from its beginning to its end; the fragments that it has changed."""

@@ -64,8 +64,9 @@ class Seat:
         self._quiet_since = 0.0  # When work was last delivered.
         self._is_in_step = False  # A training forward has begun, and its step is not committed.
         self._rate = Rate()
-        self.arrived = asyncio.Event()  # Cleared while the numbers of the stage are still being handed over to it.
+        self.arrived = asyncio.Event()  # Cleared while the stage does not hold the numbers yet that it begins with.
         self.arrived.set()
+        self.is_told: Callable[[], bool] = lambda: True  # Whether all steps that are in the stage are counted here.
         self._bequest: asyncio.Future[bool] | None = None  # Whether the heir has it all; None while nobody is heir.
 
     def __repr__(self) -> str:
@@ -146,25 +147,35 @@ class Seat:
         await self.rounds.opened()
         self._is_in_step |= train
 
-    async def committed(self, step: int, samples: int) -> None:
-        """A step is applied; what is due of a round follows."""
+    async def committed(self, at: StepRef, samples: int) -> None:
+        """That step is applied; what is due of a round follows."""
         self._is_in_step = False
-        self.rounds.count(samples, StepRef(self.pipeline, step) if self.pipeline is not None else None)
+        self.rounds.count(samples, at)
         self._rate.add(samples, asyncio.get_running_loop().time())
         await self.rounds.boundary()
 
     # What spares and heirs ask of it.
 
     async def copy(self) -> Copy:
-        """What the stage holds after the last step. Raises StaleError while a committed round is not in it yet."""
+        """What the stage holds after the last step. Raises StaleError while what is committed is not in it yet, and if
+        a step came in between; ask again then."""
         outer = self.averager.outer
-        if outer is None or not self.rounds.is_current:
+        if outer is None or not self.arrived.is_set() or not self.rounds.is_current:
             raise StaleError(f"{self.stage.name} has no copy to give: {self._reason}")
-        handover, steps = self.rounds.handover, self.rounds.steps
-        samples = tuple(handover.samples.values())
-        origins = tuple(StepRef(pipeline, step) for pipeline, step in sorted(handover.origins.items()))
-        state = await self.device.run(self.stage.local_state)
+        counted = self._counted()
+        # In one piece of work: a step that the device applied before may be told of only later.
+        state, is_told = await self.device.run(lambda: (self.stage.local_state(), self.is_told()))
+        if not is_told or counted != self._counted() or self.averager.outer is not outer:
+            raise StaleError(f"{self.stage.name} has committed a step while it was copied")
+        samples, steps, origins = counted
         return Copy(state, outer.digest, samples, steps, origins)
+
+    def _counted(self) -> tuple[tuple[int, ...], int, tuple[StepRef, ...]]:
+        """What the values of the stage stand for: samples by fragment, steps since a round, and the last step of each
+        pipeline."""
+        handover = self.rounds.handover
+        origins = tuple(StepRef(pipeline, step) for pipeline, step in sorted(handover.origins.items()))
+        return tuple(handover.samples.values()), self.rounds.steps, origins
 
     @asynccontextmanager
     async def handing_over(self) -> AsyncIterator[Callable[[], Awaitable[Copy]]]:

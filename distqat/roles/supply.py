@@ -108,13 +108,21 @@ class Supply:
         await self._data.refuse(batch, reason)
         self._portions.popleft()
         self._portions = deque(replace(portion, step=portion.step - 1) for portion in self._portions)
+        # What a route was given stays known as such.
+        self._taken -= 1
+        self._claimed -= 1
         return batch
 
     async def give_back(self) -> None:
-        """Somebody else trains on what is left."""
-        while self._portions:
-            await self._data.give_back(self._portions[0].batch)
-            self._portions.popleft()
+        """Somebody else trains on what no route was given.
+
+        A route that broke may have committed more than was heard of it. So what it was given is left as it is, until
+        whoever keeps the books has asked the stages (`fencing.py`).
+        """
+        while self._portions and self._portions[-1].step > self._taken:
+            await self._data.give_back(self._portions[-1].batch)
+            self._portions.pop()
+        self._portions.clear()
 
     def _notify(self) -> None:
         self._changed.set()

@@ -27,7 +27,9 @@ class Tie:
         """Whoever waits raises this, and so does whoever comes later."""
         self._error = error
         for wait in self._waits:
-            wait.reschedule(0.0)
+            # Who was broken off already is on its way out.
+            if wait.when() is None:
+                wait.reschedule(0.0)
 
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ from distqat.averaging import messages, slices
 from distqat.averaging.group import Group, Invite, Invited, Join, JoinReply, Stale, Verdict, Vote
 from distqat.averaging.messages import SliceHeader
 from distqat.errors import MessageError
-from distqat.ids import Endpoint, PeerId
+from distqat.ids import Endpoint, PeerId, PipelineId, StepRef
 from distqat.pb import averaging_pb2
 from distqat.wire.frames import Chunk
 from tests.averaging.words import failed, join, prepared, round_ref
@@ -49,6 +49,8 @@ def test_garbage_is_a_message_error_or_a_message(data: bytes) -> None:
         (Invite, Invite(round_ref(), PeerId("alice"), Endpoint("", 0))),
         (Join, Join(round_ref(), PeerId(""), HERE, 1, "d", 10)),
         (Join, Join(round_ref(), PeerId("alice"), HERE, 1, "", 10)),
+        (Join, Join(round_ref(), PeerId("alice"), HERE, 1, "d", 10, origins=(StepRef(PipelineId("p 1"), 1),))),
+        (Join, Join(round_ref(), PeerId("alice"), HERE, 1, "d", 10, origins=(StepRef(PipelineId("p"), 1),) * 257)),
         (JoinReply, JoinReply()),
         (JoinReply, JoinReply(Group("x", ()), Stale(PeerId("bob"), HERE, 4, "d"))),
         (Vote, Vote("", PeerId("alice"), True, "d")),

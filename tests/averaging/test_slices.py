@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from distqat.averaging import slices
 from distqat.averaging.group import Group, Rates
 from distqat.errors import MessageError
-from distqat.ids import PeerId
+from distqat.ids import PeerId, PipelineId, StepRef
 from tests.averaging.words import join
 
 RATES = st.lists(st.floats(1e4, 1e9), min_size=1, max_size=16)
@@ -125,6 +125,8 @@ def test_a_group_is_checked_by_its_members() -> None:
         ("slices of 9", Group("x", (first, replace(second, end=9)))),
         ("in order", Group("x", (replace(first, peer=second.peer), replace(second, peer=first.peer)))),
         ("does not have", Group("x", (replace(first, samples=4), second))),
+        ("without a name", Group("x", (replace(first, origins=(StepRef(PipelineId("p;1"), 1),)), second))),
+        ("of 257 pipelines", Group("x", (first, replace(second, origins=(StepRef(PipelineId("p"), 1),) * 257)))),
         ("does not have", Group("x", (replace(first, norm=4.0), second))),
         ("does not have", slices.assign("x", [bob], 10)),
         ("nobody contributes", slices.assign("x", [replace(alice, samples=0), bob], 10)),

@@ -3,7 +3,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distqat.data.intervals import IntervalSet
@@ -12,6 +12,7 @@ SIZE = 40
 CHANGES = st.lists(st.tuples(st.booleans(), st.integers(0, SIZE), st.integers(0, SIZE)), max_size=30)
 
 
+@settings(deadline=None)
 @given(CHANGES)
 def test_like_a_set_of_numbers(changes: list[tuple[bool, int, int]]) -> None:
     intervals, naive = IntervalSet(), set[int]()

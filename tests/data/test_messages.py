@@ -41,6 +41,10 @@ def test_answers_round_trip(answer: ClaimAnswer) -> None:
     ("request_", "message"),
     [
         (ClaimRequest(RUN, "", 32, 1), "must name its pipeline"),
+        (ClaimRequest(RUN, "p 1", 32, 1), "the name of a pipeline"),
+        (ClaimRequest(RUN, "p1;p2", 32, 1), "the name of a pipeline"),
+        (ClaimRequest(RUN, "p1\n", 32, 1), "the name of a pipeline"),
+        (ClaimRequest(RUN, "p" * 65, 32, 1), "the name of a pipeline"),
         (ClaimRequest(RUN, "p1", 0, 1), "number of samples"),
         (ClaimRequest(RUN, "p1", 1 << 21, 1), "number of samples"),
         (ClaimRequest(RUN, "p1", 32, 0), "a serial from 1 on"),

@@ -67,6 +67,7 @@ def test_kill_of_the_monitor_stops_nothing_and_kill_of_an_expert_is_reported(tmp
         assert (why.returncode, "lost it at" in why.stdout) == (1, True), why.stdout + why.stderr
 
 
+@pytest.mark.soak
 def test_nobody_makes_up_the_state_of_a_stage_that_is_lost(tmp_path: Path) -> None:
     with open_swarm(tmp_path) as swarm:
         _, head = swarm.head("head", "client")
@@ -84,6 +85,7 @@ def test_nobody_makes_up_the_state_of_a_stage_that_is_lost(tmp_path: Path) -> No
         assert not pipelines(waiting)
 
 
+@pytest.mark.soak
 def test_a_run_whose_daemons_were_all_killed_is_not_begun_anew(tmp_path: Path) -> None:
     """What they held is lost; they remember that it was there, and wait for it."""
 

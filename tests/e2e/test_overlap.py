@@ -24,6 +24,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.soak
 def test_overlapped_rounds_of_two_fragments_to_the_end_of_a_run(tmp_path: Path) -> None:
     with open_swarm(tmp_path, **SETTINGS) as swarm:
         _, head = swarm.head("head", "monitor", "client")

@@ -128,6 +128,7 @@ def test_the_sandbox_of_digits_ends_in_a_scorecard(tmp_path: Path) -> None:
         assert (tmp_path / "digits" / name).stat().st_size > 0
 
 
+@pytest.mark.soak
 def test_the_sandbox_of_pydocs_ends_in_a_scorecard(tmp_path: Path) -> None:
     # A tenth of the README's budget, and a smaller model, since all that is held out is looked at twice: three stages
     # of one pipeline end exactly where one process ends.

@@ -29,6 +29,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.soak
 def test_a_step_is_traced_over_all_peers_and_a_dead_one_is_named(tmp_path: Path) -> None:
     with open_swarm(tmp_path, **SETTINGS) as swarm:
         _, head = swarm.head("head", "monitor", "client")

@@ -32,14 +32,17 @@ class Quiet:
         await asyncio.sleep(0.5)
 
 
-def context(history: History) -> Any:
-    return SimpleNamespace(run=RunHolder(), directory=Quiet(), history=history)
+def context(history: History, folder: Path) -> Any:
+    settings = config.load()
+    return SimpleNamespace(
+        run=RunHolder(), directory=Quiet(), history=history, settings=settings, state_dir=folder / "state"
+    )
 
 
-def test_without_a_past_the_daemon_leaves_and_says_why() -> None:
+def test_without_a_past_the_daemon_leaves_and_says_why(tmp_path: Path) -> None:
     async def scenario() -> None:
         faults: list[DistqatError] = []
-        daemon, loop = context(History()), asyncio.get_running_loop()
+        daemon, loop = context(History(), tmp_path), asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             group.create_task(insist(daemon, faults.append))
             # It is no fault of the run that nobody has told of it yet.
@@ -59,7 +62,7 @@ def test_a_checkpoint_that_is_found_here_is_a_past(tmp_path: Path) -> None:
     async def scenario() -> None:
         faults: list[DistqatError] = []
         history = History(tmp_path)
-        daemon = context(history)
+        daemon = context(history, tmp_path)
         daemon.run.set(CONFIG)
         async with asyncio.TaskGroup() as group:
             group.create_task(insist(daemon, faults.append))
@@ -68,5 +71,21 @@ def test_a_checkpoint_that_is_found_here_is_a_past(tmp_path: Path) -> None:
         assert not faults
         # After a restart it is known at once.
         assert History(tmp_path).has_committed(CONFIG.id)
+
+    run_virtual(scenario())
+
+
+def test_a_checkpoint_on_the_disk_is_a_past_before_anybody_has_looked_through_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        faults: list[DistqatError] = []
+        daemon, loop = context(History(), tmp_path), asyncio.get_running_loop()
+        folder = tmp_path / "state" / "checkpoints" / CONFIG.id.digest / "stage-1" / "round-000040-0123abcd"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        daemon.run.set(CONFIG)
+        begin = loop.time()
+        await insist(daemon, faults.append)
+        assert not faults
+        assert loop.time() - begin < GRACE_SECONDS
 
     run_virtual(scenario())

@@ -13,7 +13,7 @@ import torch
 from distqat.config import RunConfig
 from distqat.data.tasks import find_task
 from distqat.errors import DistqatError
-from distqat.ids import Endpoint, MicrobatchId, PeerId, PipelineId, RunId, Seat
+from distqat.ids import Endpoint, MicrobatchId, PeerId, PipelineId, RunId, Seat, StepRef
 from distqat.model.agreement import LossScale, Verdict, decide, first_scale
 from distqat.model.build import build_stage, build_whole
 from distqat.model.device import Device
@@ -160,8 +160,8 @@ class Expert:
     async def begin(self, train: bool) -> None:
         self.begun.append(train)
 
-    async def committed(self, step: int, samples: int) -> None:
-        self.steps.append((step, samples))
+    async def committed(self, at: StepRef, samples: int) -> None:
+        self.steps.append((at.step, samples))
         await self._round()
 
     async def settle(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distqat.errors import MessageError, StaleError
-from distqat.ids import MicrobatchId, PipelineId
+from distqat.ids import MicrobatchId, PipelineId, StepRef
 from distqat.model.agreement import LossScale, Verdict
 from distqat.model.stage import Stage
 from distqat.pipeline.standing import MAX_PIPELINES, Held, Standing, StepSize, has_to_apply, step_to_pass_on
@@ -67,7 +67,10 @@ def test_complete_gradients_of_the_step_are_applied_and_owed_to_the_host() -> No
     assert standing.held(stage, P0) == Held(0, complete=1)
     standing.reach(stage, P0, 1)
     assert stage.version == 1
-    assert list(standing.owed) == [(1, 4)]
+    assert list(standing.owed) == [(StepRef(P0, 1), 4)]
+    # Another pipeline comes before the host has heard of it: it stays a step of its own.
+    standing.reach(stage, P1, 7)
+    assert list(standing.owed) == [(StepRef(P0, 1), 4)]
     assert standing.size(1) is None
 
 

@@ -85,3 +85,20 @@ def test_the_file_holds_all_of_the_ledger(tmp_path: Path) -> None:
         )
 
     run(scenario())
+
+
+def test_a_disk_that_is_full_is_said_and_ends_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "folder" / "books.json"
+        books = open_books(path, 100, has_progress=False)
+        (tmp_path / "folder").write_text("no folder can be made here")
+        claim = books.ledger.claim("p1", 10, 1)
+        assert claim is not None
+        await books.save()
+        assert books.fault.startswith(f"the books cannot be written to {path}: ")
+        (tmp_path / "folder").unlink()
+        await books.save()
+        assert books.fault == ""
+        assert open_books(path, 100, has_progress=True).ledger.open == 10
+
+    run(scenario())

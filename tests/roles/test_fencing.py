@@ -136,6 +136,28 @@ def test_an_expert_that_is_not_on_the_route_applies_nothing() -> None:
     run_virtual(scenario(), 60.0)
 
 
+def test_without_a_route_whoever_is_behind_is_told() -> None:
+    async def scenario() -> None:
+        async with open_world(alice=Expert(said(3, 3, CUT)), bob=Expert(said(2, 2), is_behind=True)) as world:
+            assert await world.fencing.end(PIPELINE)
+            assert world.experts["bob"].last == said(3, 3, CUT)
+            assert books(world) == (30, 0, 0, 0)
+
+    run_virtual(scenario(), 60.0)
+
+
+def test_an_expert_role_that_was_given_up_is_not_waited_for() -> None:
+    async def scenario() -> None:
+        async with open_world(alice=Expert(said(2, 2))) as world:
+            given_up = RoleStatus("expert", "failed", "it failed 20 times in a row")
+            status = PeerStatus(PeerId("bob"), Endpoint("bob", 1), run=RUN, roles=(given_up,))
+            world.leases.answered(PeerId("bob"), status, 0.0)
+            assert await world.fencing.end(PIPELINE, world.route)
+            assert books(world) == (20, 0, 0, 0)
+
+    run_virtual(scenario(), 60.0)
+
+
 def test_nothing_is_handed_out_before_every_live_expert_has_answered() -> None:
     async def scenario() -> None:
         async with open_world(alice=Expert(said(2, 2)), bob=Expert(said(2, 2))) as world:

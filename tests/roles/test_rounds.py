@@ -254,6 +254,32 @@ def test_settling_without_anything_learned_ends_at_once() -> None:
     drive(scenario())
 
 
+def test_settling_ends_when_what_is_done_at_rest_is_done() -> None:
+    async def scenario() -> None:
+        a = lone(sync(inner_steps=4))
+        done: list[bool] = []
+
+        async def copy(is_settled: bool) -> None:
+            await asyncio.sleep(5.0)
+            done.append(is_settled)
+
+        a.rounds.on_rest = copy
+        async with working(a):
+            await a.step(1.0)
+            await a.rounds.settle()
+            assert done == [True]
+
+            async def again() -> None:
+                await asyncio.sleep(2.0)
+                await a.rounds.settle()
+
+            # Asked for while the first is at rest: it is done once more, and both wait for that.
+            await both(a.rounds.settle(), again())
+            assert done == [True, True, True]
+
+    drive(scenario())
+
+
 def later(state: OuterState, by: dict[int, float], rounds: int) -> OuterState:
     """What others have committed meanwhile."""
     parts = [Part.of(part.anchor + by.get(index, 0.0), part.momentum) for index, part in enumerate(state.parts)]

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from distqat.config import load
-from distqat.errors import DeadlineError, RefusedError
+from distqat.errors import DeadlineError, RefusedError, StaleError
+from distqat.ids import PipelineId, StepRef
 from distqat.model.local import LocalState
 from distqat.roles.journal import Journal
 from distqat.roles.seat import IDLE_SECONDS, Seat
@@ -22,6 +23,7 @@ from tests.roles.circle import Averaging, Circle, Inline, Numbers, Sibling
 from tests.support import run_virtual, until
 
 SYNC = SyncSection(warmup_steps=0, inner_steps=3, outer_learning_rate=1.0, outer_momentum=0.0)
+PIPELINE = PipelineId("p1")
 
 
 class Held(Numbers):
@@ -64,7 +66,7 @@ async def step(held: Seat, number: int, samples: int = 8) -> None:
     await held.begin(True)
     held.stage.learn(1.0)  # type: ignore[attr-defined]
     held.progressed()
-    await held.committed(number, samples)
+    await held.committed(StepRef(PIPELINE, number), samples)
 
 
 def given(held: Seat) -> list[Any]:
@@ -150,7 +152,7 @@ def test_a_step_that_has_begun_keeps_numbers_out_of_the_stage() -> None:
             assert first.rounds.is_beside
             assert first.status(0.0).beside
             assert not given(second)
-            await second.committed(1, 8)
+            await second.committed(StepRef(PIPELINE, 1), 8)
             await until(lambda: second.averager.outer.round == 1)  # type: ignore[union-attr]
             # Both are idle by then, and hold what was agreed: the mean of 3 and 0, with weights 3 : 1.
             await until(lambda: not first.rounds.is_beside and not second.rounds.is_beside)
@@ -199,6 +201,45 @@ def test_a_copy_says_what_its_values_stand_for(monkeypatch: pytest.MonkeyPatch) 
             after = await held.copy()
             assert after.digest != before.digest
             assert (after.samples, after.steps) == ((0,), 0)
+
+    run_virtual(scenario())
+
+
+def test_before_its_numbers_have_arrived_nobody_gets_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Held, "local_state", copied, raising=False)
+
+    async def scenario() -> None:
+        async with seat(Circle(SYNC)) as held:
+            # An heir knows what is committed, and its stage holds the numbers that it was built with.
+            held.arrived.clear()
+            with pytest.raises(StaleError):
+                await held.copy()
+            held.arrived.set()
+            assert (await held.copy()).digest == held.averager.outer.digest  # type: ignore[union-attr]
+
+    run_virtual(scenario())
+
+
+def test_a_copy_never_stands_for_less_than_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with seat(Circle(SYNC)) as held:
+            await step(held, 1)
+
+            def late(stage: Held) -> LocalState:
+                held.rounds.count(8, StepRef(PIPELINE, 2))
+                return copied(stage)
+
+            # A step is committed after it was asked for, and counted before it is given; or not even counted.
+            monkeypatch.setattr(Held, "local_state", late, raising=False)
+            with pytest.raises(StaleError, match="while it was copied"):
+                await held.copy()
+            monkeypatch.setattr(Held, "local_state", copied)
+            held.is_told = lambda: False
+            with pytest.raises(StaleError, match="while it was copied"):
+                await held.copy()
+            held.is_told = lambda: True
+            copy = await held.copy()
+            assert (copy.samples, copy.steps, copy.origins) == ((16,), 2, (StepRef(PIPELINE, 2),))
 
     run_virtual(scenario())
 

@@ -135,11 +135,33 @@ def test_whoever_ends_it_gives_back_the_rest() -> None:
             assert await taking is None
             claiming.cancel()
         await supply.book(1)
+        await supply.restart(1)
         await supply.give_back()
         assert (data.booked, data.returned) == ([0], [4])
         # For good, also on another route.
         await supply.restart(1)
         assert await supply.take() is None
+
+    run_virtual(main())
+
+
+def test_what_a_broken_route_was_given_is_nobodys_to_give_back() -> None:
+    async def main() -> None:
+        data = FakeData()
+        supply = Supply(data, lambda: 4)
+        await supply.restart(0)
+        async with asyncio.TaskGroup() as group:
+            claiming = group.create_task(supply.keep_claiming())
+            await take(supply)
+            await take(supply)
+            await until(lambda: len(data.asked) == 3)
+            await asyncio.sleep(2.0)
+            claiming.cancel()
+        await supply.book(0)
+        await supply.give_back()
+        # Steps 1 and 2 may be committed; step 3 is here alone.
+        assert (data.booked, data.returned) == ([], [8])
+        assert supply.under_way is None
 
     run_virtual(main())
 

@@ -105,6 +105,30 @@ def test_a_stream_on_which_nobody_waits_is_broken_for_whoever_comes() -> None:
     run_virtual(scenario())
 
 
+def test_a_tie_may_be_broken_again_before_whoever_waited_is_out() -> None:
+    async def scenario() -> None:
+        network = Network()
+        mute, transport = Mute(), BreakableTransport(network.transport("alice"))
+
+        async def talk(to: Endpoint) -> None:
+            async with transport.stream(to, TALK) as stream:
+                await stream.send(b"x")
+                await stream.receive()
+
+        async with network.transport("bob").serve(Endpoint("bob", 0)) as server:
+            server.add(mute.service())
+            waiting = asyncio.ensure_future(talk(server.endpoint))
+            await mute.asked.wait()
+            transport.break_off(server.endpoint, "gone")
+            # It is told now, and has not run since.
+            await asyncio.sleep(0)
+            transport.break_off(server.endpoint, "gone")
+            with pytest.raises(UnreachableError, match="gone"):
+                await waiting
+
+    run_virtual(scenario())
+
+
 def test_a_time_out_of_the_caller_and_a_cancellation_stay_what_they_are() -> None:
     async def scenario() -> None:
         network = Network()

@@ -83,6 +83,23 @@ def test_one_pipeline_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert run_virtual(killed(), debug=False) == expected
 
 
+def test_a_run_of_which_all_is_booked_comes_back_too(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with open_world(tmp_path, *EXACT) as world:
+            await start(world, ("alice", "bob"))
+            status = await world.until("head", lambda s: s.run() is not None and books(s).committed == books(s).budget)
+            await kill(world, ("head", "alice", "bob"))
+            await start(world, ("alice", "bob"))
+            # Whatever the last checkpoint has: somebody holds it, and what it lacks is trained again.
+            status = await world.until(
+                "head", lambda s: rounds(s).keys() == {0, 1} and 0 not in {n for r in rounds(s).values() for n in r}
+            )
+            status = await finished(world)
+            assert [line.phase for line in status.pipelines()] == ["finished"]
+
+    run_virtual(scenario(), debug=False)
+
+
 MANY = (*EXACT, "sync.inner_steps=3", "train.epochs=1.2")
 
 PAIRS = (("alice", 0), ("bob", 1), ("carol", 0), ("dave", 1))

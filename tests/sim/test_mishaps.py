@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distqat.errors import DataError, DeadlineError
-from distqat.ids import Endpoint, PipelineId, Seat, StageIndex
+from distqat.ids import Endpoint, PipelineId, Seat, StageIndex, StepRef
 from distqat.roles.orders import Order
 from distqat.roles.remote import Remote
 from distqat.roles.seat import Seat as HeldSeat
@@ -215,16 +216,18 @@ class Tally:
         self._committed: dict[str, asyncio.Event] = {}  # By pipeline: set at its next commit.
         hear, drive = HeldSeat.committed, Trainer.drive
 
-        async def committed(seat: HeldSeat, step: int, samples: int) -> None:
+        async def committed(seat: HeldSeat, at: StepRef, samples: int) -> None:
             if seat.stage.index == 0:
                 self.samples += samples
                 self._committed.setdefault(seat.status(0.0).pipeline, asyncio.Event()).set()
-            await hear(seat, step, samples)
+            await hear(seat, at, samples)
 
-        async def order(trainer: Trainer, pipeline: PipelineId, epoch: int, route: tuple[Seat, ...]) -> PipelineStatus:
+        async def order(
+            trainer: Trainer, pipeline: PipelineId, epoch: int, route: tuple[Seat, ...], *more: Any
+        ) -> PipelineStatus:
             if not route:
                 await self._hold(pipeline)
-            return await drive(trainer, pipeline, epoch, route)
+            return await drive(trainer, pipeline, epoch, route, *more)
 
         monkeypatch.setattr(HeldSeat, "committed", committed)
         monkeypatch.setattr(Trainer, "drive", order)

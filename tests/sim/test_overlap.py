@@ -43,7 +43,7 @@ def test_all_siblings_end_alike(tmp_path: Path, more: tuple[str, ...]) -> None:
 
 def test_experts_that_leave_and_crash_beside_a_round(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with open_world(tmp_path, *BESIDE) as world:
+        async with open_world(tmp_path, "plan.max_pipelines=2", *BESIDE) as world:
             await world.start("head", "client")
             for host in ("alice", "bob", "carol", "dave", "erin", "frank"):
                 await world.start(host, join="head")

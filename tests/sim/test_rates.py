@@ -14,6 +14,7 @@ import pytest
 from torch import Tensor
 
 from distqat.averaging.averager import Averager, Outcome
+from distqat.ids import StepRef
 from distqat.model.device import Device, Priority
 from distqat.roles import expert
 from distqat.roles.status import SwarmStatus
@@ -60,12 +61,12 @@ class Watch:
         self.rounds: list[list[float]] = []  # When each began and ended.
         synchronise = Averager.synchronise
 
-        async def timed(averager: Averager, local: Tensor, samples: int) -> Outcome:
+        async def timed(averager: Averager, local: Tensor, samples: int, origins: tuple[StepRef, ...] = ()) -> Outcome:
             loop = asyncio.get_running_loop()
             times = [loop.time(), math.inf]
             self.rounds.append(times)
             try:
-                return await synchronise(averager, local, samples)
+                return await synchronise(averager, local, samples, origins)
             finally:
                 times[1] = loop.time()
 
@@ -127,6 +128,7 @@ async def idle_share(world: World, watch: Watch, num_steps: int) -> float:
     return watch.idle(begin, loop.time(), len(status.experts()))
 
 
+@pytest.mark.soak
 def test_fixed_batches_lose_more_than_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         watch = Watch(monkeypatch)

@@ -27,6 +27,8 @@ class Describe:
     run: RunId
     stage: StageIndex
     round: int = 0
+    digest: str = ""
+    """The one that is looked for; who keeps several gives that one if it is there."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 words     what a peer says of a checkpoint that it holds                     pure
 cadence   which rounds are checkpoints                                       pure
+places    where checkpoints lie
 files     a checkpoint as a folder: written so that it is whole or not there, and refused if it was changed
 keeper    the checkpoints of one daemon: found at its start, written beside training, the oldest removed
 saver     a stage between two steps, as it goes into a checkpoint, and comes out of it

@@ -13,7 +13,7 @@ from distqat.averaging.kept import Shelf
 from distqat.averaging.outer import OuterState
 from distqat.averaging.state.donor import Donor
 from distqat.averaging.state.messages import AWAIT, DESCRIBE, FETCH, REPLAY, SERVICE, Await, Describe, Fetch, Replay
-from distqat.errors import MessageError, RefusedError
+from distqat.errors import MessageError, RefusedError, StateError
 from distqat.ids import StageIndex
 from distqat.roles.checkpoint.keeper import Keeper
 from distqat.roles.checkpoint.saver import OUTER, state_of
@@ -48,16 +48,22 @@ class Stock:
         """Until something else is committed."""
         await self._committed.wait_other(digest)
 
-    async def choose(self, least: int) -> None:
-        """Give a state with so many rounds: of a checkpoint with exactly as many if there is one. Raises StateError."""
-        held = next((c for c in self._keeper.checkpoints if (c.stage, c.round) == (self._context.stage, least)), None)
+    async def choose(self, digest: str) -> None:
+        """Give the state of the checkpoint with that digest if there is one, else what is followed. Raises StateError;
+        then the checkpoint is offered no more."""
+        index = self._context.stage
+        held = next((c for c in self._keeper.checkpoints if (c.stage, c.digest) == (index, digest)), None)
         if held is None:
             self._chosen = None
             return
         if self._chosen is None or self._chosen.digest != held.digest:
             manifest, groups = await self._keeper.read(held.stage, held.round, held.digest)
             build = partial(state_of, groups.get(OUTER, {}), manifest.checkpoint, self._context.shapes)
-            self._chosen = await self._context.work(build)
+            try:
+                self._chosen = await self._context.work(build)
+            except StateError as error:
+                self._keeper.refuse(held.stage, held.digest, error.reason)
+                raise
 
 
 class Archive:
@@ -78,7 +84,7 @@ class Archive:
         asked = messages.decode(Describe, request)
         stock = self._stock(asked.stage)
         async with stock.turn:
-            await stock.choose(asked.round)
+            await stock.choose(asked.digest)
             return await stock.donor.describe(request, caller)
 
     async def _await(self, request: bytes, caller: Caller) -> bytes:

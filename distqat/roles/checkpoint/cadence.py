@@ -6,6 +6,13 @@ from distqat.averaging.phases import phase
 from distqat.sections import SyncSection
 
 
+def reach(sync: SyncSection, rounds: int, steps: int) -> int:
+    """The least number of rounds that lies at most so many steps of the schedule before `rounds`."""
+    while rounds > 0 and (steps := steps - phase(rounds - 1, sync).steps) >= 0:
+        rounds -= 1
+    return rounds
+
+
 class Cadence:
     """Counts the steps that the schedule has between rounds, from the first round on."""
 

@@ -3,13 +3,14 @@
 A round is the same for all siblings of a stage, and each pipeline comes to it at some step: the cut. Checkpoints of
 all stages with one and the same cut are a moment of the whole run. Where stages did not come to a round at the same
 step (one was invited earlier, or a round failed in one of them), the newest of each stage are taken and the books go
-back to the earliest step: nothing is lost, and a few steps are trained again.
+back to the earliest step: nothing is lost, and a few steps are trained again. So a moment that lies far behind is not
+gone back to, however well it fits together.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from distqat.ids import PeerId, PipelineId, StageIndex, StepRef
@@ -81,14 +82,22 @@ def uncovered(holders: Sequence[Holder], stages: Sequence[int]) -> list[int]:
     return [stage for stage in stages if not any(holder.of(stage) for holder in holders)]
 
 
-def choose(holders: Sequence[Holder], stages: Sequence[int]) -> Choice | None:
-    """The newest moment of the whole run that is held here, else the newest of each stage. None if there is nobody to
-    take a stage; `stages` are those that nobody holds alive."""
+def choose(holders: Sequence[Holder], stages: Sequence[int], reach: Callable[[int], int]) -> Choice | None:
+    """The newest moment of the whole run that is held here, unless the newest of each stage lie far beyond it; then
+    these. None if there is nobody to take a stage.
+
+    `stages` are those that nobody holds alive; `reach` says, of the rounds of the newest, how many rounds a moment has
+    at least that is gone back to.
+    """
     cuts = {frozenset(held.cut) for holder in holders for stage in stages for held in holder.of(stage)}
     exact = [choice for cut in sorted(cuts, key=sorted) if (choice := _choice(holders, stages, cut)) is not None]
+    newest = _choice(holders, stages, None)
     if exact:
-        return max(exact, key=lambda choice: (min(choice.rounds), sum(choice.steps.values())))
-    return _choice(holders, stages, None)
+        best = max(exact, key=lambda choice: (min(choice.rounds), sum(choice.steps.values())))
+        # Without experts enough to take the newest there is nothing better.
+        if newest is None or min(best.rounds) >= reach(min(newest.rounds)):
+            return best
+    return newest
 
 
 def _choice(holders: Sequence[Holder], stages: Sequence[int], cut: Cut | None) -> Choice | None:

@@ -27,10 +27,10 @@ from torch import Tensor
 from distqat.errors import StateError
 from distqat.ids import PipelineId, RunId, StepRef, short
 from distqat.model.agreement import LossScale, Verdict
+from distqat.roles.checkpoint.places import MANIFEST, stage_folder
 from distqat.roles.checkpoint.words import Checkpoint
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
 UNFINISHED = ".new"
 BLOCK = 1 << 22
@@ -64,11 +64,6 @@ def folder_of(root: Path, manifest: Manifest) -> Path:
     return stage_folder(root, manifest.run, held.stage) / f"round-{held.round:06d}-{short(manifest.peer)}"
 
 
-def stage_folder(root: Path, run: RunId, stage: int) -> Path:
-    """Where the checkpoints of a stage lie."""
-    return root / run.digest / f"stage-{stage}"
-
-
 def write(root: Path, manifest: Manifest, groups: Mapping[str, Mapping[str, Tensor]]) -> Path:
     """Write a checkpoint whose file `<name>.safetensors` holds the tensors of each group; the folder that it is now.
 
@@ -82,14 +77,28 @@ def write(root: Path, manifest: Manifest, groups: Mapping[str, Mapping[str, Tens
         files = {name + SUFFIX: _write_tensors(scratch / (name + SUFFIX), held) for name, held in groups.items()}
         _write_bytes(scratch / MANIFEST, _to_json(replace(manifest, files=files)).encode())
         _flush_folder(scratch)
-        remove(target)
-        os.rename(scratch, target)
+        _put(scratch, target)
         _flush_folder(target.parent)
     except OSError as error:
         raise StateError(f"{(error.strerror or str(error)).lower()} ({target.parent})") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _put(scratch: Path, target: Path) -> None:
+    """In the place of what is there; that stays if it cannot be. Raises OSError."""
+    old = target.with_name(f".{target.name}-old{UNFINISHED}")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(scratch, target)
+    except OSError:
+        if old.exists():
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def verify(folder: Path) -> Manifest:

@@ -19,7 +19,7 @@ from torch import Tensor
 from distqat.config import RunConfig
 from distqat.errors import StateError
 from distqat.ids import RunId, short
-from distqat.roles.checkpoint import files
+from distqat.roles.checkpoint import files, places
 from distqat.roles.checkpoint.files import Manifest
 from distqat.roles.checkpoint.words import Checkpoint, CheckpointStatus
 from distqat.roles.context import RoleContext
@@ -139,23 +139,29 @@ class Keeper:
                 log.warning("checkpoint %s", error.reason)
         raise StateError(self._fault or f"no checkpoint of stage {stage} after round {number} is here")
 
+    def refuse(self, stage: int, digest: str, reason: str) -> None:
+        """It can be read, and is of no use: it is offered no more."""
+        self._folders = {f: h for f, h in self._folders.items() if (h.stage, h.digest) != (stage, digest)}
+        self._fault = reason
+        log.warning("checkpoint of stage %d: %s", stage, reason)
+
 
 def keeper_of(context: RoleContext, config: RunConfig) -> Keeper:
     """The keeper of a daemon for that run."""
     daemon = context.settings.daemon
-    root = Path(daemon.checkpoint_dir).expanduser() if daemon.checkpoint_dir else context.state_dir / "checkpoints"
+    root = places.root_of(daemon, context.state_dir)
     return Keeper(root, config.id, context.me, daemon.checkpoints_kept)
 
 
 def _find(root: Path, run: RunId) -> _Found:
     found = _Found()
-    for folder in sorted(root.glob(f"{run.digest}/stage-*/round-*")):
+    for folder in places.folders(root, run):
         try:
             manifest = files.verify(folder)
             if manifest.run != run:
                 raise StateError(f"{folder.name} is of run {manifest.run}")
             found.folders[folder] = manifest.checkpoint
-            found.newest = max(found.newest, (folder / files.MANIFEST).stat().st_mtime)
+            found.newest = max(found.newest, (folder / places.MANIFEST).stat().st_mtime)
         except StateError as error:
             found.faults.append(error.reason)
         except OSError as error:
@@ -163,17 +169,21 @@ def _find(root: Path, run: RunId) -> _Found:
     return found
 
 
+def _round_of(folder: Path) -> int:
+    return int(folder.name.split("-")[1])
+
+
 def _prune(written: Path, peer: str, number: int, most: int) -> set[Path]:
     """Remove all but the newest of the own ones of this stage, and those beyond the round that was written: they are of
     a course that the run has left. Which they were."""
-    own = sorted(written.parent.glob(f"round-*-{short(peer)}"), reverse=True)
-    beyond = [folder for folder in own if int(folder.name.split("-")[1]) > number]
+    own = sorted(written.parent.glob(f"round-*-{short(peer)}"), key=_round_of, reverse=True)
+    beyond = [folder for folder in own if _round_of(folder) > number]
     gone = {*beyond, *[folder for folder in own if folder not in beyond][most:]}
     for folder in gone:
         try:
             files.remove(folder)
         except OSError as error:
             log.warning("cannot remove the old checkpoint %s: %s", folder, error.strerror)
-    for unfinished in written.parent.glob(f".round-*-{short(peer)}{files.UNFINISHED}"):
+    for unfinished in written.parent.glob(f".round-*-{short(peer)}*{files.UNFINISHED}"):
         shutil.rmtree(unfinished, ignore_errors=True)
     return gone

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from distqat.config import RunConfig
 from distqat.data.ledger import Ledger
 from distqat.errors import DistqatError
 from distqat.events import Kind, Subject
 from distqat.ids import PeerId, StageIndex, short
+from distqat.roles.checkpoint.cadence import reach
 from distqat.roles.checkpoint.choice import Choice, Holder, Revival, choose, uncovered
 from distqat.roles.checkpoint.words import Checkpoint, Load
 from distqat.roles.context import RoleContext
@@ -28,6 +30,12 @@ log = logging.getLogger(__name__)
 
 QUIET_LEASES = 1.0
 """Leases without news of further checkpoints after which those that are here, if they fit together, are all."""
+
+LOOK_THROUGH_SECONDS = 300.0
+"""For which those are waited for at most who are here and still look through their checkpoints."""
+
+MOST_BEHIND = 4
+"""Checkpoints that are given up at most for a moment at which all stages fit together."""
 
 GRACE_LEASES = 5.0
 """Leases for which better ones are waited for, when those that are here do not fit together."""
@@ -51,6 +59,7 @@ class Reviver:
         self._ledger = ledger
         self._leases = leases
         self._save = save  # Writes the books.
+        self._reach = partial(reach, config.sync, steps=MOST_BEHIND * config.checkpoint.steps)
         self.is_whole = False  # All stages were lost, and the run goes back to one moment.
         self._is_unfinished = False  # The books are back at a moment at which not all stages are yet.
         self._choice: Choice | None = None  # What is being loaded; None while nothing is.
@@ -70,8 +79,10 @@ class Reviver:
         if self._revivals and not has_trainer:
             self.reason = "waiting: no trainer"
             return True
-        missing = list(range(self._config.model.stages)) if self._is_unfinished else self._missing(experts)
         holders = _holders(experts, mirrors)
+        missing = self._missing(experts)
+        if self._is_unfinished or (missing and self._is_half_loaded(experts, holders)):
+            missing = list(range(self._config.model.stages))
         if not missing or not any(holder.checkpoints for holder in holders):
             self._since, self.is_whole = None, False
             self._fold(holders, asyncio.get_running_loop().time())
@@ -79,9 +90,11 @@ class Reviver:
         self._since = now if self._since is None else self._since
         self._note(holders, now)
         self.is_whole = len(missing) == self._config.model.stages
-        choice = choose(holders, missing)
-        if choice is None or not self._is_time(choice, now):
-            self.reason = self._why(holders, missing)
+        able = [holder for holder in holders if holder.is_mirror or not _serves(experts[holder.peer], missing)]
+        choice = choose(able, missing, self._reach)
+        searching = self._searching(experts, mirrors, now)
+        if choice is None or searching or not self._is_time(choice, now):
+            self.reason = searching or self._why(able, missing, choice)
             return self.is_whole
         await self._begin(choice)
         return True
@@ -111,9 +124,18 @@ class Reviver:
     def _missing(self, experts: Mapping[PeerId, RoleStatus]) -> list[int]:
         """Stages whose committed state nobody alive holds."""
         facts = [role.expert for role in experts.values() if role.expert is not None]
-        held = {fact.stage for fact in facts if fact.seated and fact.ready and fact.round}
+        held = {fact.stage for fact in facts if _is_held(fact)}
         warm = {fact.follows for fact in facts if fact.warm}
         return [stage for stage in range(self._config.model.stages) if stage not in held | warm]
+
+    def _is_half_loaded(self, experts: Mapping[PeerId, RoleStatus], holders: Sequence[Holder]) -> bool:
+        """Whether a client before this one has died while the whole run was loaded: somebody holds a stage exactly as a
+        checkpoint has it, which no round leaves behind, and no pipeline is there yet."""
+        roles = (role for s in self._leases.statuses.values() if s.run == self._config.id for role in s.roles)
+        if any(role.pipelines for role in roles):
+            return False
+        loaded = {(fact.stage, fact.digest) for role in experts.values() if (fact := role.expert) and _is_held(fact)}
+        return any((held.stage, held.digest) in loaded for holder in holders for held in holder.checkpoints)
 
     def _fold(self, holders: Sequence[Holder], now: float) -> None:
         """The books need not remember which samples were of steps that all checkpoints have."""
@@ -121,7 +143,8 @@ class Reviver:
             self._ledger.forget(None)
         elif holders and self._note(holders, now):
             cuts = [{last.pipeline: last.step for last in c.cut} for h in holders for c in h.checkpoints]
-            self._ledger.forget({name: min(cut.get(name, 0) for cut in cuts) for name in cuts[0]})
+            if cuts:
+                self._ledger.forget({name: min(cut.get(name, 0) for cut in cuts) for name in cuts[0]})
 
     def _note(self, holders: Sequence[Holder], now: float) -> bool:
         """Whether other checkpoints are here than at the last look."""
@@ -140,11 +163,19 @@ class Reviver:
             return now - self._since >= 3 * self._config.sync.max_wait
         return now - self._news >= (QUIET_LEASES if choice.is_best else GRACE_LEASES) * lease
 
-    def _why(self, holders: Sequence[Holder], missing: Sequence[int]) -> str:
+    def _searching(self, experts: Mapping[PeerId, RoleStatus], mirrors: Mapping[PeerId, RoleStatus], now: float) -> str:
+        """Why to wait for those who do not know yet what they hold; empty if there is nobody."""
+        assert self._since is not None
+        late = [peer for found in (experts, mirrors) for peer, role in found.items() if role.checkpoints is None]
+        if not late or now - self._since > LOOK_THROUGH_SECONDS:
+            return ""
+        return f"waiting: some who are here still look through their checkpoints: {', '.join(map(short, late))}"
+
+    def _why(self, holders: Sequence[Holder], missing: Sequence[int], choice: Choice | None) -> str:
         lacking, total = uncovered(holders, missing), self._config.model.stages
         if lacking:
             return f"waiting: nobody who is here has a checkpoint of stage {lacking[0]} of {total}"
-        if choose(holders, missing) is None:
+        if choice is None:
             return f"waiting: there are too few experts for the {len(missing)} stages that are to be loaded"
         return "waiting for others that hold checkpoints too"
 
@@ -202,6 +233,16 @@ class Reviver:
         log.warning("choosing other checkpoints: %s", reason)
         self._choice, self._revivals, self.reason = None, (), f"waiting: {reason}"
         return True
+
+
+def _is_held(fact: ExpertStatus) -> bool:
+    """Whether it holds committed state of its stage."""
+    return bool(fact.seated and fact.ready and fact.round)
+
+
+def _serves(role: RoleStatus, missing: Sequence[int]) -> bool:
+    """Whether it holds a stage alive: it is not taken off that for another."""
+    return role.expert is not None and _is_held(role.expert) and role.expert.stage not in missing
 
 
 def _checkpoints(role: RoleStatus) -> tuple[Checkpoint, ...]:

@@ -15,7 +15,7 @@ from distqat.averaging.outer import OuterState, Part
 from distqat.averaging.spans import Shape
 from distqat.config import RunConfig
 from distqat.errors import DistqatError, StateError
-from distqat.ids import Endpoint, PeerId, StageIndex, StepRef
+from distqat.ids import Endpoint, PeerId, StageIndex, StepRef, short
 from distqat.model.agreement import Verdict
 from distqat.model.local import LocalState
 from distqat.roles.checkpoint.cadence import Cadence
@@ -87,13 +87,22 @@ class Loader:
         self._mirrors = mirrors  # Those alive, and where they answer.
 
     async def take(self, order: Load) -> None:
-        """Load it. Raises StateError; then the stage is as it was."""
-        seat = self._seat
-        index, averager = seat.stage.index, seat.averager
+        """Load it. Raises StateError; then the stage is as it was, or all of it is to be loaded from elsewhere, and the
+        checkpoint is offered no more."""
+        index = self._seat.stage.index
         if not any((c.stage, c.digest) == (index, order.digest) for c in self._keeper.checkpoints):
             await self._fetch(order)
             return
         manifest, groups = await self._keeper.read(index, order.round, order.digest)
+        try:
+            await self._apply(order, manifest, groups)
+        except (StateError, KeyError) as error:
+            reason = f"the checkpoint of round {order.round} cannot be loaded: {error}"
+            self._keeper.refuse(index, order.digest, reason)
+            raise StateError(reason) from None
+
+    async def _apply(self, order: Load, manifest: Manifest, groups: Groups) -> None:
+        seat, averager = self._seat, self._seat.averager
         checkpoint = manifest.checkpoint
         build = partial(state_of, groups.get(OUTER, {}), checkpoint, averager.context.shapes)
         state = await averager.context.work(build)
@@ -107,12 +116,22 @@ class Loader:
     async def _fetch(self, order: Load) -> None:
         """The checkpoint of a mirror: what is committed, and nothing else."""
         seat, averager = self._seat, self._seat.averager
-        donors = [Sibling(peer, endpoint, order.round, order.digest, True) for peer, endpoint in self._mirrors.items()]
-        state = fresh(await catchup.fetch(averager.context, donors, order.round))
-        if state.digest != order.digest:
-            raise StateError(f"the mirrors give round {state.round}, not the checkpoint of round {order.round}")
-        await seat.device.run(partial(seat.stage.scatter, range(len(state.parts)), state.anchor))
-        averager.resume(state, {})
+        faults = []
+        for peer, endpoint in self._mirrors.items():
+            # One after the other: of several that are asked at once that with the most rounds would count.
+            donor = Sibling(peer, endpoint, order.round, order.digest, True)
+            try:
+                state = fresh(await catchup.fetch(averager.context, [donor], order.round))
+            except StateError as error:
+                faults.append(error.reason)
+                continue
+            if state.digest == order.digest:
+                await seat.device.run(partial(seat.stage.scatter, range(len(state.parts)), state.anchor))
+                averager.resume(state, {})
+                return
+            faults.append(f"{short(peer)} gives another state of round {state.round}")
+        why = "; ".join(faults) or "there is none"
+        raise StateError(f"no mirror gives the checkpoint of round {order.round}: {why}")
 
     def _restore(
         self, state: OuterState, order: Load, facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distqat.roles.checkpoint.cadence import Cadence
+from distqat.roles.checkpoint.cadence import Cadence, reach
 from distqat.sections import SyncSection
 
 SYNC = SyncSection(warmup_steps=4, inner_steps=10, fragments=2)
@@ -34,3 +34,9 @@ def test_a_round_may_be_asked_for_again() -> None:
     assert cadence.is_due(8)
     assert cadence.is_due(8)
     assert cadence.is_due(6)
+
+
+def test_how_far_so_many_steps_reach_back() -> None:
+    # Rounds after the warm-up are five steps apart, those in it one.
+    assert [reach(SYNC, 20, steps) for steps in (0, 4, 5, 40)] == [20, 20, 19, 12]
+    assert [reach(SYNC, 6, steps) for steps in (10, 11, 14, 100)] == [4, 3, 0, 0]

@@ -24,8 +24,13 @@ def holder(name: str, *checkpoints: Checkpoint, pinned: int | None = None) -> Ho
     return Holder(PeerId(name), checkpoints, pinned)
 
 
+def near(rounds: int) -> int:
+    """What is gone back to at most, of so many rounds."""
+    return rounds - 10
+
+
 def chosen(holders: list[Holder], stages: int = 2) -> Choice:
-    choice = choose(holders, range(stages))
+    choice = choose(holders, range(stages), near)
     assert choice is not None
     return choice
 
@@ -37,6 +42,27 @@ def test_the_newest_moment_that_all_stages_have() -> None:
     assert (choice.rounds, choice.steps) == ((6, 6), {"p": 60})
     assert (choice.is_exact, choice.is_newest) == (True, False)
     assert "although newer ones" in choice.describe()
+
+
+def test_a_moment_that_lies_far_behind_is_not_gone_back_to_however_well_it_fits() -> None:
+    old = (held(0, 3, {"p": 30}), held(1, 3, {"p": 30}))
+    alice = holder("alice", held(0, 500, {"p": 30, "q": 5000, "r": 4000}), old[0])
+    bob = holder("bob", held(1, 500, {"p": 30, "q": 4999, "r": 4001}), old[1])
+    choice = chosen([alice, bob])
+    assert (choice.rounds, choice.steps) == ((500, 500), {"p": 30, "q": 4999, "r": 4000})
+    # A machine that comes back with the only old moment of all stages changes nothing.
+    assert chosen([alice, bob, holder("carol", *old)]).rounds == (500, 500)
+    # Near enough it is worth the rounds.
+    close = (held(0, 490, {"q": 4900}), held(1, 490, {"q": 4900}))
+    assert chosen(
+        [holder("alice", *alice.checkpoints, close[0]), holder("bob", *bob.checkpoints, close[1])]
+    ).rounds == (
+        490,
+        490,
+    )
+    # Without experts enough for the newest there is nothing better.
+    both = (held(0, 500, {"q": 5000}), held(1, 500, {"q": 4999}))
+    assert chosen([holder("alice", *both, *old), holder("bob", *old)]).rounds == (3, 3)
 
 
 def test_a_pipeline_of_which_all_is_here_goes_on_at_its_step() -> None:
@@ -81,17 +107,17 @@ def test_who_is_pinned_takes_no_other_stage() -> None:
     both = (held(0, 4, cut), held(1, 4, cut))
     loads = chosen([holder("alice", *both, pinned=1), holder("bob", *both)]).loads
     assert {peer: stage for peer, (stage, _) in loads.items()} == {"alice": 1, "bob": 0}
-    assert choose([holder("alice", *both, pinned=1), holder("bob", *both, pinned=1)], range(2)) is None
+    assert choose([holder("alice", *both, pinned=1), holder("bob", *both, pinned=1)], range(2), near) is None
 
 
 def test_a_missing_stage_is_waited_for() -> None:
     alice = holder("alice", held(0, 4, {"p": 40}), held(2, 4, {"p": 40}))
     assert uncovered([alice], range(3)) == [1]
-    assert choose([alice], range(3)) is None
+    assert choose([alice], range(3), near) is None
 
 
 def test_one_expert_cannot_take_two_stages() -> None:
-    assert choose([holder("alice", held(0, 4, {"p": 40}), held(1, 4, {"p": 40}))], range(2)) is None
+    assert choose([holder("alice", held(0, 4, {"p": 40}), held(1, 4, {"p": 40}))], range(2), near) is None
 
 
 def test_of_two_courses_the_one_that_more_hold() -> None:
@@ -104,7 +130,7 @@ def test_of_two_courses_the_one_that_more_hold() -> None:
 
 def test_a_single_lost_stage_is_chosen_by_itself() -> None:
     bob = holder("bob", held(1, 6, {"p": 60}), held(1, 4, {"p": 40}))
-    choice = choose([bob], [1])
+    choice = choose([bob], [1], near)
     assert choice is not None
     assert {peer: (stage, load.round) for peer, (stage, load) in choice.loads.items()} == {"bob": (1, 6)}
 
@@ -116,6 +142,6 @@ def test_a_mirror_gives_what_no_expert_holds_and_takes_no_stage() -> None:
     assert {peer: stage for peer, (stage, _) in loads.items()} == {"alice": 0, "bob": 1}
     loads = chosen([mirror, holder("alice"), holder("bob", pinned=0)]).loads
     assert {peer: stage for peer, (stage, _) in loads.items()} == {"alice": 1, "bob": 0}
-    assert choose([mirror, holder("alice")], range(2)) is None
+    assert choose([mirror, holder("alice")], range(2), near) is None
     # Further experts catch up from those.
     assert set(chosen([mirror, holder("alice"), holder("bob"), holder("carol")]).loads) == {"alice", "bob"}

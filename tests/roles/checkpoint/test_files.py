@@ -21,6 +21,7 @@ from distqat.ids import PipelineId, RunId, StepRef
 from distqat.model.agreement import LossScale, Verdict
 from distqat.roles.checkpoint import files
 from distqat.roles.checkpoint.files import Manifest
+from distqat.roles.checkpoint.places import MANIFEST
 from distqat.roles.checkpoint.words import Checkpoint
 
 RUN = RunId("digits", "0" * 32)
@@ -141,10 +142,10 @@ def test_a_file_that_is_cut_short_changed_or_missing_is_refused_by_name(tmp_path
 
 def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     folder = files.write(tmp_path, manifest(), groups())
-    tree = json.loads((folder / files.MANIFEST).read_text())
+    tree = json.loads((folder / MANIFEST).read_text())
     del tree["check"]
     tree["format"] = 99
-    (folder / files.MANIFEST).write_text(json.dumps(tree | {"check": files._check(tree)}))
+    (folder / MANIFEST).write_text(json.dumps(tree | {"check": files._check(tree)}))
     with pytest.raises(StateError, match="of format 99"):
         files.read(folder)
 

@@ -88,6 +88,51 @@ def test_a_course_that_the_run_has_left_is_removed_with_the_next_checkpoint(tmp_
     run(scenario())
 
 
+def test_rounds_are_counted_not_spelt(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as keeper:
+            for number in (999_998, 999_999, 1_000_000, 1_000_001):
+                await write(keeper, number)
+            assert rounds(keeper) == [(0, 1_000_001), (0, 1_000_000)]
+
+    run(scenario())
+
+
+def test_one_that_is_of_no_use_is_offered_no_more(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as keeper:
+            await write(keeper, 1)
+            await write(keeper, 2)
+            keeper.refuse(0, "0:2", "it is of another optimizer")
+            assert rounds(keeper) == [(0, 1)]
+            assert keeper.status().fault == "it is of another optimizer"
+
+    run(scenario())
+
+
+def test_one_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if source.name.endswith(".new") and "-old" not in source.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, target)
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as keeper:
+            await write(keeper, 1)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "rename", rename)
+                await write(keeper, 1)
+            assert "failed: input/output error" in keeper.status().fault
+            await keeper.read(0, 1, "0:1")
+            await write(keeper, 1)
+            await keeper.read(0, 1, "0:1")
+            assert len(list((tmp_path / RUN.digest / "stage-0").iterdir())) == 1
+
+    run(scenario())
+
+
 def test_a_spoilt_one_is_refused_by_name_and_the_next_older_one_counts(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as keeper:

@@ -13,7 +13,7 @@ from distqat.errors import UnreachableError
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex, StepRef
 from distqat.model.agreement import LossScale, Verdict
 from distqat.roles.checkpoint.messages import LoadReply, LoadRequest
-from distqat.roles.checkpoint.revival import Reviver
+from distqat.roles.checkpoint.revival import LOOK_THROUGH_SECONDS, Reviver
 from distqat.roles.checkpoint.words import Checkpoint, CheckpointStatus, Load
 from distqat.roles.plan import ExpertView, View
 from distqat.roles.status import ExpertStatus, PeerStatus, RoleStatus
@@ -222,5 +222,71 @@ def test_the_books_forget_what_every_checkpoint_has() -> None:
             world.loaded(name, stage, f"{stage}:9")
         assert not await world.act(1.0)
         assert world.ledger.roll_back({}) == 500
+
+    run_virtual(scenario())
+
+
+def test_a_warm_spare_without_a_checkpoint_is_no_reason_to_fail() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add("alice", held(0, 6))
+        world.loaded("alice", 0, "0:9")
+        world.add("bob", facts=ExpertStatus(follows=1, warm=True))
+        assert not await world.act(1.0)
+        del world.statuses[PeerId("alice")]
+        # Nobody who is left has a checkpoint: no more is to be forgotten, and nothing can be loaded.
+        assert not await world.act(1.0)
+        assert world.ledger.roll_back({}) == 400
+
+    run_virtual(scenario())
+
+
+def test_who_holds_a_stage_alive_is_not_taken_off_it_for_another() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add("alice", held(0, 6), held(1, 6))
+        world.loaded("alice", 0, "0:9")
+        assert not await world.act(4 * RUN.sync.max_wait)
+        assert not world.orders
+        assert "nobody who is here has a checkpoint of stage 1 of 2" in world.reviver.reason
+        # From a mirror it comes to somebody who is free.
+        world.add("safe", held(1, 6, local=False), role="mirror")
+        world.add("bob")
+        assert await world.act(1.0)
+        assert set(world.orders) == {("bob", 1, Load(6, "1:6"))}
+
+    run_virtual(scenario())
+
+
+def test_what_an_earlier_client_has_left_half_loaded_is_loaded_as_a_whole() -> None:
+    async def scenario() -> None:
+        world = World()
+        # It has died after alice had heard of it; bob has a newer one, which would be of another moment.
+        world.add("alice", held(0, 4))
+        world.loaded("alice", 0, "0:4")
+        world.add("bob", held(1, 6), held(1, 4))
+        assert await world.act(15.0)
+        assert world.saved == [400]
+        assert set(world.orders) == {("bob", 1, Load(4, "1:4", with_local=True))}
+        world.loaded("bob", 1, "1:4")
+        assert not await world.act(1.0)
+        assert len(world.reviver.take(world.view())) == 1
+
+    run_virtual(scenario())
+
+
+def test_who_still_looks_through_its_checkpoints_is_waited_for_but_not_for_ever() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.add("alice", held(0, 4))
+        world.add("bob", held(1, 4))
+        world.add("carol")
+        carol = world.statuses[PeerId("carol")]
+        world.statuses[PeerId("carol")] = replace(carol, roles=(replace(carol.roles[0], checkpoints=None),))
+        assert await world.act(60.0)
+        assert world.reviver.reason == "waiting: some who are here still look through their checkpoints: carol"
+        assert not world.orders
+        await world.act(LOOK_THROUGH_SECONDS)
+        assert world.orders
 
     run_virtual(scenario())

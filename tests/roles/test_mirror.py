@@ -1,0 +1,42 @@
+"""Which of the states that a mirror hears of at once it writes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from distqat.averaging import kept
+from distqat.averaging.outer import OuterState, Part
+from distqat.roles.checkpoint.cadence import Cadence
+from distqat.roles.mirror import _due
+from distqat.sections import SyncSection
+
+
+def state(number: int) -> OuterState:
+    return OuterState.of([Part.of(torch.full((3,), float(number)), torch.zeros(3))], number)
+
+
+def test_of_several_that_are_due_the_last_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "replay", lambda before, one, how: state(one.round + 1))
+    sync = SyncSection(warmup_steps=100)
+
+    def due(begin: int | None, end: int) -> int | None:
+        missed = [SimpleNamespace(round=number) for number in range(begin, end)] if begin is not None else []
+        parts: list[Any] = [
+            state(begin) if begin is not None else None,
+            state(end),
+            SimpleNamespace(since=lambda number, digest: missed),
+            SimpleNamespace(circle=SimpleNamespace(phase=lambda number: None)),
+            Cadence(sync, 4),
+        ]
+        found = _due(*parts)
+        return found.round if found is not None else None
+
+    assert due(1, 10) == 8
+    assert due(1, 8) == 8
+    assert due(1, 3) is None
+    assert due(None, 4) == 4
+    assert due(None, 5) is None
