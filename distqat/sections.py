@@ -39,7 +39,9 @@ class RunSection(Section):
 class ModelSection(Section):
     """What is trained, and how it is cut."""
 
-    name: str = Field("resnet", description="Model of the zoo: mlp, resnet, resnet18 or gpt.")
+    name: str = Field(
+        "resnet", description="Model of the zoo, such as resnet18 or gpt2, or your own; see docs/models.md."
+    )
     stages: int = Field(2, ge=1, le=1024, description="Number of stages the model is cut into.")
     cuts: list[int] = Field(
         default_factory=list,
@@ -47,6 +49,9 @@ class ModelSection(Section):
     )
     options: dict[str, int | float | str | bool | list[int]] = Field(
         default_factory=dict, description="Sizes of the model (width, depth, dropout, ...); see docs/models.md."
+    )
+    pretrained: str = Field(
+        "", description="Directory (on every peer) or hub name of the numbers to begin with; empty: fresh ones."
     )
 
     @model_validator(mode="after")

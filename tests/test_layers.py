@@ -44,6 +44,7 @@ PURE = (
     "cli/chaos/schedule.py",
     "cli/chaos/watch.py",
     "data/intervals.py",
+    "data/claims.py",
     "data/ledger.py",
     "data/metrics.py",
     "data/sampler.py",
@@ -78,7 +79,7 @@ PURE = (
     "roles/checkpoint/choice.py",
     "roles/checkpoint/words.py",
     "roles/leases.py",
-    "roles/orders.py",
+    "roles/orders/order.py",
     "roles/outlook.py",
     "roles/plan/actions.py",
     "roles/plan/follow.py",
@@ -143,7 +144,7 @@ def heavy_imports(names: list[str]) -> str:
         "import importlib, sys\n"
         "for name in sys.argv[1:]:\n"
         "    importlib.import_module(name)\n"
-        "    heavy = {'torch', 'sklearn', 'scipy', 'wandb'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'sklearn', 'scipy', 'transformers', 'wandb'} & set(sys.modules)\n"
         "    if heavy: sys.exit(f'{name} imports {heavy}')\n"
     )
     done = subprocess.run(

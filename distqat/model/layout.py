@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,17 @@ class TensorSlot:
         return self.name.rpartition(".")[0]
 
 
+def running_statistics(blocks: nn.ModuleList) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that training changes, with their names: kept ones of floats. Masks, tables and counters are not."""
+    kept = blocks.state_dict(keep_vars=True)
+    return ((name, buffer) for name, buffer in blocks.named_buffers() if name in kept and buffer.is_floating_point())
+
+
 def layout_of(first_block: int, blocks: nn.ModuleList) -> tuple[TensorSlot, ...]:
     """Parameters in order, then running statistics; `first_block` is the index of the first block in the whole."""
     slots: list[TensorSlot] = []
     offset = 0
-    for is_parameter, named in ((True, blocks.named_parameters()), (False, blocks.named_buffers())):
+    for is_parameter, named in ((True, blocks.named_parameters()), (False, running_statistics(blocks))):
         for path, tensor in named:
             number, _, rest = path.partition(".")
             name = f"blocks.{first_block + int(number)}.{rest}"

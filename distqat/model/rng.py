@@ -5,8 +5,16 @@ So any cut of a model, and any peer that computes a microbatch, draws the same n
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
 import torch
 import xxhash
+
+_BORROWED = threading.Lock()
+"""Held by the one thread that has the process's generators."""
 
 
 def derive(seed: int, *path: int | str) -> int:
@@ -18,6 +26,29 @@ def derive(seed: int, *path: int | str) -> int:
 def generator(seed: int, *path: int | str) -> torch.Generator:
     """A new CPU generator, seeded for one purpose."""
     return torch.Generator().manual_seed(derive(seed, *path))
+
+
+@contextmanager
+def borrowed(device: torch.device, seed: int) -> Iterator[None]:
+    """The process's own generators of torch (for the CPU and that device) and numpy, seeded; afterwards as they were.
+
+    For modules that draw from nothing else. Threads that borrow wait for each other.
+    """
+    with _BORROWED:
+        generators = [torch.default_generator]
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            generators.append(torch.cuda.default_generators[index])
+        states, arrays = [generator.get_state() for generator in generators], np.random.get_state(legacy=False)
+        try:
+            for generator in generators:
+                generator.manual_seed(seed)
+            np.random.seed(seed % (1 << 32))
+            yield
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+            np.random.set_state(arrays)
 
 
 class Dropout(torch.nn.Module):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from distqat.errors import ModelError
 
-_DIMENSIONS = {"image": ("channels", "height", "width"), "tokens": ("sequence",)}
+_DIMENSIONS = {"image": ("channels", "height", "width"), "tokens": ("sequence",), "audio": ("samples",)}
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,12 @@ class DataShape:
     """Shape of a sample, without the batch dimension.
 
     Images are float32 of `inputs` = (channels, height, width), and `classes` counts their labels. Tokens are int64 of
-    `inputs` = (sequence,), and `classes` is the size of the vocabulary.
+    `inputs` = (sequence,), and `classes` is the size of the vocabulary. Audio is float32 of `inputs` = (samples,), of
+    one channel with zeros behind a shorter recording; `classes` is the size of the vocabulary, in which 0 is the blank.
     Raises ModelError when the numbers make no sense.
     """
 
-    kind: Literal["image", "tokens"]
+    kind: Literal["image", "tokens", "audio"]
     inputs: tuple[int, ...]
     classes: int
 

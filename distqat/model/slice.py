@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ from torch.func import functional_call
 from distqat.errors import TensorError
 from distqat.ids import MicrobatchId
 from distqat.model import boundary, rng
-from distqat.model.layout import layout_of
+from distqat.model.layout import layout_of, running_statistics
 from distqat.model.precision import Casts, Overflow, autocast, compute_type, quenched
 from distqat.model.zoo import blocks as zoo_blocks
 from distqat.model.zoo.blocks import StagePlan
@@ -33,7 +34,7 @@ class Slice:
         )
         self.layout = layout_of(plan.first_block, self.blocks)
         self.parameters = list(self.blocks.parameters())
-        self.buffers = list(self.blocks.buffers())
+        self.buffers = [buffer for _, buffer in running_statistics(self.blocks)]
         # None where a number that is not finite is a fault and no sign.
         self.overflow = Overflow(len(self.blocks), device) if precision == "fp16" else None
         self._type = compute_type(precision)
@@ -54,10 +55,9 @@ class Slice:
             self.blocks.train(is_training)
         with autocast(self.precision, self.device):
             for number, block in enumerate(self.blocks):
-                if microbatch is not None:
-                    self._seed(number, microbatch)
                 try:
-                    output = self._call(number, block, hidden)
+                    with self._drawing(number, microbatch):
+                        output = self._call(number, block, hidden)
                 except ValueError as error:
                     raise TensorError(f"stage {self.plan.name} cannot compute this microbatch: {error}") from None
                 hidden = boundary.cross(output, self._type, self._customs(number, is_training))
@@ -77,7 +77,7 @@ class Slice:
 
     def held(self) -> list[Tensor]:
         """All tensors that are there whether microbatches wait or not."""
-        return [*self.parameters, *self.buffers, *self._casts.held()]
+        return [*self.parameters, *self.blocks.buffers(), *self._casts.held()]
 
     def forget_casts(self, blocks: Iterable[int]) -> None:
         """The parameters of these blocks change."""
@@ -110,10 +110,16 @@ class Slice:
         output: Tensor = functional_call(block, casts, (hidden,), tie_weights=False) if casts else block(hidden)
         return output
 
-    def _seed(self, number: int, microbatch: MicrobatchId) -> None:
+    def _drawing(self, number: int, microbatch: MicrobatchId | None) -> AbstractContextManager[None]:
+        """Within, the block draws what it draws for that microbatch, wherever and whenever it is computed."""
+        if microbatch is None:
+            return nullcontext()
+        path = ("dropout", microbatch.step, microbatch.index, self.plan.first_block + number)
+        if self.plan.blocks[number].is_foreign:
+            return rng.borrowed(self.device, rng.derive(self.seed, *path))
         if self._dropouts[number]:
-            path = ("dropout", microbatch.step, microbatch.index, self.plan.first_block + number)
             rng.seed_dropouts(self._dropouts[number], self.seed, *path)
+        return nullcontext()
 
     def _customs(self, number: int, is_training: bool) -> Callable[[Tensor], Tensor] | None:
         if self.overflow is None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distqat.ids import MicrobatchId
 from distqat.model import rng, zoo
+from distqat.model.stage import Stage
 from distqat.model.zoo.blocks import BlockSpec, build
 from tests.model import helpers
 
@@ -32,6 +33,15 @@ def test_every_cut_trains_the_same_numbers(model: str) -> None:
             assert_same(helpers.tensors(chain), helpers.tensors(helpers.stages(model, 1)))
         assert helpers.train(chain, shape, STEPS) == losses
         assert_same(helpers.tensors(chain), helpers.tensors(whole))
+
+
+def test_bottlenecks_are_cut_as_well() -> None:
+    def chain(number: int) -> list[Stage]:
+        return helpers.chain(helpers.config("resnet50", number, {"width": 1}), helpers.IMAGES)
+
+    whole, cut = chain(1), chain(5)
+    assert helpers.train(cut, helpers.IMAGES, 3) == helpers.train(whole, helpers.IMAGES, 3)
+    assert_same(helpers.tensors(cut), helpers.tensors(whole))
 
 
 @pytest.mark.parametrize(

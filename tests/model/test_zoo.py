@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from distqat.ids import MicrobatchId
 from distqat.model import zoo
 from distqat.model.build import build_stage, build_whole, plan_stages, stage_names
 from distqat.model.shapes import DataShape
+from distqat.model.zoo import resnet
 from distqat.model.zoo.blocks import BatchNorm, BlockSpec, HiddenShape, ModelPlan, build
 from distqat.sections import ModelSection
 from tests.model import helpers
@@ -29,11 +32,13 @@ def plan(name: str, shape: DataShape, **options: Any) -> ModelPlan:
         ("resnet", DataShape("image", (1, 7, 9), 3)),
         ("resnet18", DataShape("image", (3, 32, 32), 100)),
         ("resnet18", DataShape("image", (3, 96, 80), 5)),
+        ("resnet50", DataShape("image", (3, 32, 32), 10)),
+        ("resnet50", DataShape("image", (3, 70, 90), 5)),
         ("gpt", DataShape("tokens", (16,), 256)),
     ],
 )
 def test_each_block_gives_what_its_plan_says(name: str, shape: DataShape) -> None:
-    whole = plan(name, shape, width=8) if name == "resnet18" else plan(name, shape)
+    whole = plan(name, shape, width=8) if name in resnet.STANDARD else plan(name, shape)
     hidden, _ = helpers.batch(shape, 0, 2)
     for index, spec in enumerate(whole.blocks):
         hidden = build(spec, 7, name, index)(hidden)
@@ -43,18 +48,40 @@ def test_each_block_gives_what_its_plan_says(name: str, shape: DataShape) -> Non
     assert hidden.shape[-1] == shape.classes
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "parameters"),
+    # What torchvision's have, with the large stem and a thousand classes.
+    [("resnet18", 18, 11_689_512), ("resnet50", 50, 25_557_032), ("resnet101", 101, 44_549_160)],
+)
 @pytest.mark.parametrize(("pixels", "kernel"), [(32, 3), (64, 3), (224, 7)])
-def test_resnet18_is_the_standard_one(pixels: int, kernel: int) -> None:
-    specs = plan("resnet18", DataShape("image", (3, pixels, pixels), 1000)).blocks
+def test_the_standard_networks(name: str, layers: int, parameters: int, pixels: int, kernel: int) -> None:
+    specs = plan(name, DataShape("image", (3, pixels, pixels), 1000)).blocks
     with torch.device("meta"):
         blocks = nn.Sequential(*(spec.make() for spec in specs))
-    modules = list(blocks.modules())
-    weighty = [module for module in modules if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)]
-    assert len(weighty) + 1 == 18
-    assert weighty[0].kernel_size == (kernel, kernel)
-    # 11,689,512 is what torchvision's has; the small stem is 3x3 instead of 7x7.
-    expected = 11_689_512 - 64 * 3 * (49 - kernel * kernel)
+        hidden = torch.empty(2, 3, pixels, pixels)
+        for block, spec in zip(blocks, specs, strict=True):
+            hidden = block(hidden)
+            assert tuple(hidden.shape) == (2, *spec.output.shape)
+    convolutions = [module for module in blocks.modules() if isinstance(module, nn.Conv2d)]
+    shortcuts = sum(getattr(block, "shortcut", None) is not None for block in blocks)
+    assert len(convolutions) - shortcuts + 1 == layers
+    assert convolutions[0].kernel_size == (kernel, kernel)
+    # The small stem is 3x3 instead of 7x7.
+    expected = parameters - 64 * 3 * (49 - kernel * kernel)
     assert sum(parameter.numel() for parameter in blocks.parameters()) == expected
+
+
+@pytest.mark.parametrize(("pixels", "operations"), [(224, 4.09e9), (32, 1.30e9)])
+def test_a_resnet50_costs_what_is_published(pixels: int, operations: float) -> None:
+    specs = plan("resnet50", DataShape("image", (3, pixels, pixels), 1000)).blocks
+    # Published as multiply-adds, of which each is two operations.
+    assert sum(spec.cost for spec in specs) == pytest.approx(2 * operations, rel=0.1)
+
+
+def test_transformers_is_not_imported_before_one_of_its_families_is_asked_for() -> None:
+    script = "import sys, distqat.model.build; assert not {'transformers', 'huggingface_hub'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_initial_numbers_depend_on_seed_model_and_block_alone() -> None:
@@ -97,7 +124,12 @@ def test_a_module_without_a_rule_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "options", "message"),
     [
-        ("lstm", helpers.IMAGES, {}, "unknown model 'lstm'; there are: gpt, mlp, resnet, resnet18"),
+        (
+            "lstm",
+            helpers.IMAGES,
+            {},
+            "unknown model 'lstm'; there are: distilgpt2, gpt, .*, resnet, resnet101, resnet18, resnet50, .*; your own",
+        ),
         ("mlp", helpers.IMAGES, {"heigth": 3}, "model mlp has no option 'heigth'; there are: depth, hidden"),
         ("mlp", helpers.IMAGES, {"hidden": 0}, "option 'hidden' of model mlp: .*greater than or equal to 1.*got 0"),
         ("mlp", helpers.IMAGES, {"hidden": "wide"}, "option 'hidden' of model mlp: .*integer"),

@@ -5,8 +5,8 @@ Between two blocks passes one hidden tensor, so a model can be cut in front of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -38,6 +38,13 @@ class BlockSpec:
     cost: float
     """Estimated floating-point operations of a forward pass of one sample."""
     output: HiddenShape
+    is_foreign: bool = False
+    """Made of modules that know nothing of distqat: what they draw, they draw from the process's generators, which are
+    seeded for them. Without `initialise`, their first numbers are those of their constructors."""
+    initialise: Callable[[nn.Module], None] | None = None
+    """Gives a foreign module, built without numbers, its first ones; raises ModelError."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Prefixes of the names of its tensors, and what stands for them in the model of the library that it is from."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +94,49 @@ def slice_of(plan: ModelPlan, ranges: Sequence[range], index: int, dtype: torch.
 
 
 def build(spec: BlockSpec, seed: int, model: str, index: int) -> nn.Module:
-    """Block `index` of the uncut model, on the CPU, with numbers that depend on the arguments alone."""
+    """Block `index` of the uncut model, on the CPU, with numbers that depend on the arguments alone.
+
+    Raises ModelError when a part of it gets none.
+    """
+    if spec.is_foreign:
+        with rng.borrowed(torch.device("cpu"), rng.derive(seed, "initial", model, index)):
+            return _foreign(spec, f"{model} block {index}")
     with torch.device("meta"):
         block = spec.make()
-    block = block.to_empty(device="cpu")
+    _make_room(block)
     numbers = rng.generator(seed, "initial", model, index)
     for name, module in block.named_modules():
         _initialise(module, f"{model} block {index} {name}", numbers)
+    return block
+
+
+def _make_room(block: nn.Module) -> None:
+    """Tensors on the CPU for those on the meta device, with whatever numbers.
+
+    `Module.to_empty` does so too, but asks how each lies in memory, for which torch imports an algebra system.
+    """
+    for module in block.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            room = torch.empty(parameter.shape, dtype=parameter.dtype)
+            setattr(module, name, nn.Parameter(room, parameter.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+@torch.no_grad()
+def _foreign(spec: BlockSpec, where: str) -> nn.Module:
+    """A block of foreign modules. One that a rule has forgotten has NaN, and is refused."""
+    if spec.initialise is None:
+        return spec.make()
+    with torch.device("meta"):
+        block = spec.make()
+    _make_room(block)
+    for parameter in block.parameters():
+        parameter.fill_(torch.nan)
+    spec.initialise(block)
+    for name, parameter in block.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"{where}: {name} has no first numbers, or some that are not finite")
     return block
 
 

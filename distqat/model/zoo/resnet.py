@@ -1,14 +1,15 @@
 """Residual networks for images (He et al., Deep Residual Learning for Image Recognition, 2016).
 
-`resnet` is a small one for images of 8x8 to 32x32; `resnet18` is the standard one of 18 layers, with the usual stem for
-small images (3x3, no pooling) up to 64 pixels.
+`resnet` is a small one for images of 8x8 to 32x32; `resnet18`, `resnet50` and `resnet101` are the standard ones, with
+the usual stem for small images (3x3, no pooling) up to 64 pixels. Bottlenecks halve the image in their 3x3 convolution.
 
 Shapes: B samples, K channels, H height, W width, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch.nn.functional as F
@@ -21,7 +22,26 @@ from distqat.model.zoo.blocks import BatchNorm, BlockSpec, HiddenShape
 from distqat.model.zoo.options import Options
 
 SMALL_IMAGE = 64
-"""Pixels up to which an image keeps its size in the stem of `resnet18`."""
+"""Pixels up to which an image keeps its size in the stem of a standard network."""
+
+EXPANSION = 4
+"""How much wider what leaves a bottleneck is than its 3x3 convolution."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What makes a network of the paper."""
+
+    groups: tuple[int, ...]
+    is_narrowing: bool = False
+    """Whether its blocks are bottlenecks."""
+
+
+STANDARD = {
+    "resnet18": Standard((2, 2, 2, 2)),
+    "resnet50": Standard((3, 4, 6, 3), is_narrowing=True),
+    "resnet101": Standard((3, 4, 23, 3), is_narrowing=True),
+}
 
 
 class ResNetOptions(Options):
@@ -40,8 +60,8 @@ class ResNetOptions(Options):
         return blocks
 
 
-class ResNet18Options(Options):
-    """Sizes of `resnet18`."""
+class StandardOptions(Options):
+    """Sizes of a standard network."""
 
     width: int = Field(64, ge=1, le=4096, description="Channels of the first of four groups; 64 is the standard.")
 
@@ -85,6 +105,30 @@ class Residual(nn.Module):
         return F.relu(added_BKHW + kept_BKHW)
 
 
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two of 1x1 that narrow and widen, beside a shortcut."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = EXPANSION * width
+        self.first = _convolution(inputs, width, 1, 1)
+        self.first_norm = BatchNorm(width)
+        self.second = _convolution(width, width, 3, stride)
+        self.second_norm = BatchNorm(width)
+        self.third = _convolution(width, outputs, 1, 1)
+        self.third_norm = BatchNorm(outputs)
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(_convolution(inputs, outputs, 1, stride), BatchNorm(outputs))
+
+    def forward(self, hidden_BKHW: Tensor) -> Tensor:
+        added_BKHW = F.relu(self.first_norm(self.first(hidden_BKHW)))
+        added_BKHW = F.relu(self.second_norm(self.second(added_BKHW)))
+        added_BKHW = self.third_norm(self.third(added_BKHW))
+        kept_BKHW = hidden_BKHW if self.shortcut is None else self.shortcut(hidden_BKHW)
+        return F.relu(added_BKHW + kept_BKHW)
+
+
 class Head(nn.Module):
     """Average over the image, and scores of the classes."""
 
@@ -120,12 +164,21 @@ class _Builder:
             weights += inputs * channels
         self.add(name, partial(Residual, inputs, channels, stride), channels, stride, weights)
 
-    def groups(self, width: int, blocks: list[int]) -> None:
+    def bottleneck(self, name: str, width: int, stride: int) -> None:
+        inputs, outputs = self.channels, EXPANSION * width
+        # The first convolution is used before the image is halved.
+        weights = stride * stride * inputs * width + 9 * width * width + width * outputs
+        if stride != 1 or inputs != outputs:
+            weights += inputs * outputs
+        self.add(name, partial(Bottleneck, inputs, width, stride), outputs, stride, weights)
+
+    def groups(self, width: int, blocks: Sequence[int], is_narrowing: bool = False) -> None:
         """Groups of residual blocks; each but the first halves the image and doubles the channels."""
+        add = self.bottleneck if is_narrowing else self.residual
         for group, number in enumerate(blocks):
             for block in range(number):
                 stride = 2 if group and not block else 1
-                self.residual(f"group{group}.{block}", width << group, stride)
+                add(f"group{group}.{block}", width << group, stride)
 
     def head(self, classes: int) -> None:
         cost = 1.0 * self.channels * self.height * self.width + 2.0 * self.channels * classes
@@ -144,10 +197,10 @@ def blocks(values: dict[str, object], data: DataShape) -> list[BlockSpec]:
     return builder.specs
 
 
-def blocks18(values: dict[str, object], data: DataShape) -> list[BlockSpec]:
-    """The blocks of `resnet18`. Raises ModelError for options or data that do not fit."""
-    options = ResNet18Options.read("resnet18", values)
-    builder = _builder("resnet18", data)
+def standard(model: str, values: dict[str, object], data: DataShape) -> list[BlockSpec]:
+    """The blocks of a standard network. Raises ModelError for options or data that do not fit."""
+    options, network = StandardOptions.read(model, values), STANDARD[model]
+    builder = _builder(model, data)
     is_small = max(data.inputs[1:]) <= SMALL_IMAGE
     if is_small:
         stem = partial(Stem, builder.channels, options.width, 3, 1, False)
@@ -156,7 +209,7 @@ def blocks18(values: dict[str, object], data: DataShape) -> list[BlockSpec]:
         stem = partial(Stem, builder.channels, options.width, 7, 2, True)
         # Half of the stride is the pooling's, so each weight is used four times for a pixel that leaves.
         builder.add("stem", stem, options.width, 4, 4 * 49 * builder.channels * options.width)
-    builder.groups(options.width, [2, 2, 2, 2])
+    builder.groups(options.width, network.groups, network.is_narrowing)
     builder.head(data.classes)
     return builder.specs
 
