@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -54,9 +55,11 @@ class Attempt:
         self.codec = codecs.find(group.codec)
         self.elements = group.members[-1].end
         self.payload = aligned(self.codec.size(self.elements, torch.float32))
+        self.averaged: deque[tuple[int, int]] = deque()  # Chunks of the payload that are new, as begin and end.
         self.bytes = 0  # Sent and received so far.
         self.failure: AttemptError | None = None  # The first thing that went wrong; ends everything.
         self._changed = asyncio.Event()  # Set whenever a waiter should look again.
+        self._grown = asyncio.Event()  # Set when a chunk was averaged.
 
     def fail(self, error: AttemptError) -> None:
         """End the attempt here; only the first reason counts."""
@@ -77,24 +80,36 @@ class Attempt:
                 await self._changed.wait()
         self.check()
 
+    def came(self, bounds: tuple[int, int]) -> None:
+        """A chunk of the average is in the payload."""
+        self.averaged.append(bounds)
+        self._grown.set()
+
+    async def next_averaged(self) -> tuple[int, int]:
+        """Begin and end of a chunk of the average that is new."""
+        while not self.averaged:
+            self._grown.clear()
+            await self._grown.wait()
+        return self.averaged.popleft()
+
     def check(self) -> None:
         """Raise AttemptError if the attempt has failed."""
         if self.failure is not None:
             raise AttemptError(self.failure.reason, self.failure.lost)
 
-    async def together(self, works: Sequence[Work], watch: Work) -> None:
-        """Do all the works; `watch` fails when they should end before. Raises AttemptError, the attempt's first.
+    async def together(self, works: Sequence[Work], *watches: Work) -> None:
+        """Do all the works; `watches` go on beside them, and may fail to end them. Raises AttemptError, the first.
 
         No task of the group ever fails: a TaskGroup that fails while it is left would (before Python 3.13) leave its
         parent half cancelled, and no timeout around it would work any more.
         """
         async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self.guard(watch))
+            watching = {group.create_task(self.guard(watch)) for watch in watches}
             pending = {group.create_task(self.guard(work)) for work in works}
             while pending and self.failure is None:
-                done, _ = await asyncio.wait({watching, *pending}, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(watching | pending, return_when=asyncio.FIRST_COMPLETED)
                 pending -= done
-            for task in (watching, *pending):
+            for task in watching | pending:
                 task.cancel()
         self.check()
 
@@ -172,6 +187,7 @@ class Attempt:
             offset += len(place)
         if not self.codec.is_sound(self.payload, self.elements, *bounds):
             raise MessageError("an average that holds NaN or infinity")
+        self.came(bounds)
 
     def expect_header(self, header: SliceHeader, sender: Member, chunk: Chunk) -> None:
         """Raise MessageError unless the header is that of this chunk from that member."""

@@ -151,13 +151,16 @@ class Average:
     residual: torch.Tensor | None = None
     """[elements] What this member's contribution and its slice lost in encoding, if that goes into the next round."""
 
-    def read(self, begin: int, scratch: Floats) -> Floats:
+    def read(self, begin: int, end: int, scratch: Floats) -> Floats:
         """See outer.Source. Raises MessageError for bytes that are no numbers."""
         if self.codec == EXACT:
-            there: Floats = np.frombuffer(self.payload, np.float32)[begin : begin + len(scratch)]
+            there: Floats = np.frombuffer(self.payload, np.float32)[begin:end]
             return there
-        codecs.find(self.codec).decode_part(self.payload, self.elements, begin, scratch)
-        return scratch
+        codec = codecs.find(self.codec)
+        first, last = begin - begin % codec.block, min(end + -end % codec.block, self.elements)
+        values = scratch[: last - first]
+        codec.decode_part(self.payload, self.elements, first, values)
+        return values[begin - first : end - first]
 
     @property
     def vector(self) -> torch.Tensor:

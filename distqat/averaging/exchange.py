@@ -1,8 +1,9 @@
 """Two shots: every member's slices to their owners, the averaged slices back.
 
 As a member it opens a stream to every owner, sends its part of the owner's slice in chunks and takes the averaged
-chunks from the same stream; as an owner see `owner`. Sending, adding, encoding and returning overlap. The first thing
-that goes wrong ends the attempt at this member, with the name of the one to blame if there is one.
+chunks from the same stream; as an owner see `owner`. Sending, adding, encoding and returning overlap, and so does
+working out the next state from the averaged chunks that are there. The first thing that goes wrong ends the attempt at
+this member, with the name of the one to blame if there is one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import deque
 from functools import partial
 
 import numpy as np
+import torch
 
 from distqat.averaging import messages
 from distqat.averaging.attempt import Attempt, limit
@@ -19,10 +21,11 @@ from distqat.averaging.blame import AttemptError, blaming
 from distqat.averaging.context import Context
 from distqat.averaging.contribution import Average, Contribution
 from distqat.averaging.group import Group, Member
-from distqat.averaging.outer import OuterState
+from distqat.averaging.outer import OuterState, Step
 from distqat.averaging.owner import Owner
 from distqat.errors import MessageError, StaleError, TensorError
 from distqat.ids import short
+from distqat.model.state import BLOCK_BYTES
 from distqat.rpc.transport import Stream
 from distqat.wire.frames import Chunk
 
@@ -37,6 +40,7 @@ class Exchange:
         """`state` is what the round begins with."""
         self.attempt = Attempt(context, group, contribution, state)
         self.owner = Owner(self.attempt)
+        self.step = Step(state, context.phase(state.round), group.codec)
 
     async def run(self) -> Average:
         """The average of the group. Raises AttemptError."""
@@ -44,11 +48,27 @@ class Exchange:
         works = [
             partial(self._pull, owner) for owner in attempt.group.members if owner != attempt.mine and owner.elements
         ]
-        await attempt.together([self.owner.average, *works], attempt.watch_members)
+        beside = [self._step_ahead] if self._can_step_ahead else []
+        await attempt.together([self.owner.average, *works], attempt.watch_members, *beside)
         residual = None
         if self.owner.reducer.has_residual:
             residual = await attempt.context.work(self.owner.reducer.residual)
         return Average(attempt.group.codec, attempt.elements, attempt.payload, attempt.bytes, residual)
+
+    @property
+    def _can_step_ahead(self) -> bool:
+        """Whether there are blocks that are complete before the last chunk comes, and room for the next state beside
+        chunks under way: there is none where what travels is as long as it."""
+        size = torch.float32.itemsize * self.attempt.elements
+        return size > BLOCK_BYTES and 2 * len(self.attempt.payload) < size
+
+    async def _step_ahead(self) -> None:
+        """Take the outer step where the average is there already. What it does not come to is left to the end."""
+        attempt = self.attempt
+        average = Average(attempt.group.codec, attempt.elements, attempt.payload, bytes=0)
+        while True:
+            begin, end = await attempt.next_averaged()
+            await attempt.context.work(partial(self.step.take, average, begin, end))
 
     def end(self) -> None:
         """The attempt is over: streams that are still open break."""

@@ -15,6 +15,7 @@ different CPUs agree to the bit.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,7 +26,7 @@ import xxhash
 from torch import Tensor
 
 from distqat.averaging.phases import Phase
-from distqat.averaging.spans import BLOCK, Shape, Span, cut, spans
+from distqat.averaging.spans import Shape, Span, cut, spans
 from distqat.ids import PeerId, StepRef
 from distqat.model import state
 from distqat.wire.codecs.codec import Floats
@@ -37,6 +38,12 @@ MOST_PIPELINES = 256
 EXACT = "none"
 """The codec with which an average travels bit for bit."""
 
+MARGIN = 1 << 10
+"""Elements: a codec decodes whole blocks of its own, so that it may need so many more at both ends of ours together."""
+
+PARAMETERS, STATISTICS, MOMENTUM = range(3)
+"""Vectors of a fragment, as its digest has them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -45,12 +52,13 @@ class Part:
     anchor: Tensor
     momentum: Tensor
     digest: str
-    """Of both, bit for bit."""
+    """Of parameters, running statistics and momentum, bit for bit."""
 
     @classmethod
     def of(cls, anchor: Tensor, momentum: Tensor) -> Part:
         """The part of these numbers, with its digest worked out. Keeps the tensors."""
-        return cls(anchor, momentum, state.digest(anchor, momentum))
+        parameters, statistics = anchor[: len(momentum)], anchor[len(momentum) :]
+        return cls(anchor, momentum, state.digest(parameters, statistics, momentum))
 
     @property
     def shape(self) -> Shape:
@@ -136,8 +144,8 @@ class Source(Protocol):
         """In which it travelled."""
         ...
 
-    def read(self, begin: int, scratch: Floats) -> Floats:
-        """As many elements as `scratch` has, from `begin` on, a multiple of BLOCK: there, or where they are already."""
+    def read(self, begin: int, end: int, scratch: Floats) -> Floats:
+        """Elements `begin` to `end`: in `scratch`, which has room for MARGIN more, or where they are already."""
         ...
 
 
@@ -148,9 +156,9 @@ class Whole:
     vector: Tensor
     codec: str = EXACT
 
-    def read(self, begin: int, scratch: Floats) -> Floats:
+    def read(self, begin: int, end: int, scratch: Floats) -> Floats:
         """See Source."""
-        there: Floats = self.vector.numpy()[begin : begin + len(scratch)]
+        there: Floats = self.vector.numpy()[begin:end]
         return there
 
 
@@ -178,36 +186,70 @@ def apply(
     `codec` is that of a vector; a source knows its own.
     """
     source = Whole(average, codec) if isinstance(average, Tensor) else average
-    steps = {index: _Step(outer.parts[index], how, source.codec != EXACT) for index in how.fragments}
-    whole = spans(outer.shapes, how)
-    mean, elements = np.empty(BLOCK, np.float32), whole[-1].end if whole else 0
-    for begin in range(0, elements, BLOCK):
-        block = source.read(begin, mean[: min(BLOCK, elements - begin)])
-        for span in cut(whole, begin, begin + len(block), BLOCK):
-            steps[span.fragment].take(span, block[span.begin - begin : span.end - begin])
-    parts = list(outer.parts)
-    for index, step in steps.items():
-        parts[index] = step.result()
-    return OuterState.of(parts, outer.round + 1, members, advanced(outer.cut, origins))
+    return Step(outer, how, source.codec).result(source, members, origins)
 
 
-class _Step:
-    """The outer step of one fragment, taken piece by piece so that each stays in the caches."""
+class Step:
+    """The outer step of a round, taken block by block in any order, so that it goes on while the average still comes.
 
-    def __init__(self, part: Part, how: Phase, is_difference: bool) -> None:
+    The state before stays as it is. A block is what the digest takes as one: it is read, worked out and hashed while it
+    is in the caches.
+    """
+
+    def __init__(self, outer: OuterState, how: Phase, codec: str) -> None:
+        """`codec` is that of the average."""
+        most = state.BLOCK_BYTES // torch.float32.itemsize
+        whole = spans(outer.shapes, how)
+        self._outer = outer
+        self._blocks = list(cut(whole, 0, whole[-1].end if whole else 0, most))  # In their order.
+        self._begins = [block.begin for block in self._blocks]
+        self._missing = [block.end - block.begin for block in self._blocks]  # Elements of each that have not come yet.
+        self._mean: Floats = np.empty(max(self._missing, default=0) + MARGIN, np.float32)
+        self._parts = {index: _NextPart(outer.parts[index], how, codec != EXACT, most) for index in how.fragments}
+
+    def take(self, source: Source, begin: int, end: int) -> None:
+        """Work out the blocks that are complete now that elements `begin` to `end` have come, each of them once."""
+        for number in range(max(0, bisect_right(self._begins, begin) - 1), bisect_left(self._begins, end)):
+            block = self._blocks[number]
+            self._missing[number] -= min(end, block.end) - max(begin, block.begin)
+            if not self._missing[number]:
+                self._work_out(source, block)
+
+    def result(self, source: Source, members: Sequence[PeerId], origins: Sequence[StepRef]) -> OuterState:
+        """The state after the round of these members. All of the average is there; what was not taken is taken now."""
+        for number, block in enumerate(self._blocks):
+            if self._missing[number]:
+                self._work_out(source, block)
+        parts = list(self._outer.parts)
+        for index, part in self._parts.items():
+            parts[index] = part.result()
+        return OuterState.of(parts, self._outer.round + 1, members, advanced(self._outer.cut, origins))
+
+    def _work_out(self, source: Source, block: Span) -> None:
+        mean = source.read(block.begin, block.end, self._mean)
+        self._parts[block.fragment].take(block, mean)
+
+
+class _NextPart:
+    """What a fragment becomes."""
+
+    def __init__(self, part: Part, how: Phase, is_difference: bool, block: int) -> None:
         self.how = how
         self.is_difference = is_difference
+        self._block = block  # Elements that are hashed together.
         self._before: tuple[Floats, Floats] = (part.anchor.numpy(), part.momentum.numpy())
         self._anchor = empty((part.shape.num_elements,), torch.float32)
         self._momentum = part.momentum if how.is_plain else empty((part.shape.num_parameters,), torch.float32)
         self._after: tuple[Floats, Floats] = (self._anchor.numpy(), self._momentum.numpy())
         self._rate, self._mu = np.float32(how.learning_rate), np.float32(how.momentum)
-        self._scratch = np.empty(BLOCK, np.float32)
-        self._digest = state.Digest(2)
+        self._scratch: Floats = np.empty(min(block, part.shape.num_elements), np.float32)
+        momentum = self._after[1]
+        self._digest = state.Digest(momentum.nbytes, self._after[0].nbytes - momentum.nbytes, momentum.nbytes)
 
     def take(self, span: Span, mean: Floats) -> None:
-        """Elements of the average, to be put behind those before. They are digested while they are in the caches."""
+        """One block of parameters or running statistics, and what the average has for it."""
         theta, after = self._before[0][span.within], self._after[0][span.within]
+        number = (span.offset if span.is_parameter else span.offset - len(self._after[1])) // self._block
         if span.is_parameter and not self.how.is_plain:
             momentum, step = self._after[1][span.within], self._scratch[: len(mean)]
             np.multiply(self._before[1][span.within], self._mu, out=momentum)
@@ -216,17 +258,17 @@ class _Step:
             np.add(mean, step, out=step)
             np.multiply(step, self._rate, out=step)
             np.subtract(theta, step, out=after)
-            self._digest.update(1, momentum.view(np.uint8).data)
+            self._digest.put(MOMENTUM, number, momentum.view(np.uint8).data)
         elif self.is_difference:
             np.subtract(theta, mean, out=after)
         else:
             np.copyto(after, mean)
-        self._digest.update(0, after.view(np.uint8).data)
+        self._digest.put(PARAMETERS if span.is_parameter else STATISTICS, number, after.view(np.uint8).data)
 
     def result(self) -> Part:
         """The fragment after the round."""
         if self.how.is_plain:
-            self._digest.update(1, self._momentum.numpy().view(np.uint8).data)
+            self._digest.put_whole(MOMENTUM, self._after[1].view(np.uint8).data)
         return Part(self._anchor, self._momentum, self._digest.hex())
 
 

@@ -55,6 +55,7 @@ class Owner:
             parts = [await self._next(member) for member in self.attempt.group.contributors]
             await self._reduce(begin, end, parts)
             self._averaged += 1
+            self.attempt.came((begin, end))
             self.attempt.wake()
 
     async def serve(self, stream: Stream, header: SliceHeader, payload: memoryview) -> None:

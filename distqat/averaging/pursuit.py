@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
-from distqat.averaging import calls, catchup, events, outer
+from distqat.averaging import calls, catchup, events
 from distqat.averaging.blame import AttemptError
 from distqat.averaging.committed import Committed
 from distqat.averaging.context import LOOK_INTERVAL, Context, wait_changed
@@ -224,9 +224,8 @@ class Pursuit:
             average = await exchange.run()
         except AttemptError as error:
             return events.Broken(error.reason, error.lost or "")
-        how, members = self.context.phase(before.round), tuple(member.peer for member in group.members)
-        step = partial(outer.apply, before, average, how, members, origins=group.origins)
-        state = await self.context.work(step)
+        members = tuple(member.peer for member in group.members)
+        state = await self.context.work(partial(exchange.step.result, average, members, group.origins))
         self.prepared = Prepared(state, group, average, contribution)
         return events.Averaged(state.digest)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from distqat.averaging.phases import Phase
 
@@ -61,4 +61,4 @@ def cut(whole: Sequence[Span], begin: int, end: int, most: int) -> Iterator[Span
     for span in whole:
         for at in range(max(span.begin, begin), min(span.end, end), most):
             until = min(at + most, span.end, end)
-            yield replace(span, begin=at, end=until, offset=span.offset + at - span.begin)
+            yield Span(at, until, span.fragment, span.offset + at - span.begin, span.is_parameter)

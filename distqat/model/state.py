@@ -23,6 +23,11 @@ from distqat.errors import StateError
 _ROUND = "distqat.round"
 _DIGEST = "distqat.digest"
 
+BLOCK_BYTES = 1 << 20
+"""Of a vector, hashed together for a digest. Siblings whose blocks differ would never agree."""
+
+_HASH_BYTES = 16
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -43,25 +48,33 @@ class Snapshot:
 
 
 class Digest:
-    """xxh3-128 of a few vectors (anchor, momentum), bit for bit, which may come bit by bit and in turns."""
+    """xxh3-128 of a few vectors (parameters, momentum), bit for bit: of the hashes of their blocks, which may come in
+    any order."""
 
-    def __init__(self, vectors: int) -> None:
-        self._states = [xxhash.xxh3_128() for _ in range(vectors)]
+    def __init__(self, *sizes: int) -> None:
+        """Of vectors of so many bytes."""
+        self._hashes = [bytearray(_HASH_BYTES * -(-size // BLOCK_BYTES)) for size in sizes]
 
-    def update(self, vector: int, part: memoryview) -> None:
-        """The next bytes of that vector."""
-        self._states[vector].update(part)
+    def put(self, vector: int, number: int, block: memoryview) -> None:
+        """The block of that number of that vector; every block but its last one has BLOCK_BYTES."""
+        begin = _HASH_BYTES * number
+        self._hashes[vector][begin : begin + _HASH_BYTES] = xxhash.xxh3_128_digest(block)
+
+    def put_whole(self, vector: int, data: memoryview) -> None:
+        """All blocks of that vector."""
+        for number, begin in enumerate(range(0, len(data), BLOCK_BYTES)):
+            self.put(vector, number, data[begin : begin + BLOCK_BYTES])
 
     def hex(self) -> str:
-        """Of all vectors, in their order: the hash of their hashes."""
-        return xxhash.xxh3_128_hexdigest(b"".join(state.digest() for state in self._states))
+        """Of all vectors, in their order, when all blocks are there."""
+        return xxhash.xxh3_128_hexdigest(b"".join(xxhash.xxh3_128_digest(hashes) for hashes in self._hashes))
 
 
 def digest(*vectors: Tensor) -> str:
-    """xxh3-128, in hex, of the vectors (anchor, momentum), bit for bit."""
-    found = Digest(len(vectors))
+    """The digest, in hex, of these vectors."""
+    found = Digest(*(vector.nbytes for vector in vectors))
     for index, vector in enumerate(vectors):
-        found.update(index, _bytes(vector))
+        found.put_whole(index, _bytes(vector))
     return found.hex()
 
 

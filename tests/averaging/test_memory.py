@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-FRAMES = 0.3
-"""Vectors of the size of this test: chunks under way, and scratch memory."""
+FRAMES = 0.4
+"""Vectors of the size of this test: chunks under way, and scratch memory; 9 MiB."""
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured in /proc")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from distqat.averaging.outer import Part
 from distqat.averaging.phases import Phase, phase
 from distqat.averaging.spans import Shape
 from distqat.ids import PeerId, PipelineId, StepRef
+from distqat.model import state as digests
 from distqat.sections import SyncSection
 from distqat.wire import codecs
 from tests.averaging import naive
@@ -33,11 +36,11 @@ def test_founding_copies() -> None:
 
 @pytest.mark.parametrize("how", PHASES)
 @pytest.mark.parametrize("codec", ["none", "int8"])
-@pytest.mark.parametrize("block", [256, 1 << 18])
+@pytest.mark.parametrize("block", [1000, 1 << 20])
 def test_block_by_block_it_is_the_simple_step(
     how: Phase, codec: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outer, "BLOCK", block)
+    monkeypatch.setattr(digests, "BLOCK_BYTES", block)
     state = outer_state()
     vector = normal(elements(state, how), 5)
     average = Average(codec, len(vector), codecs.find(codec).encode(vector), bytes=0)
@@ -56,6 +59,42 @@ def test_the_digest_is_that_of_the_parts(how: Phase) -> None:
     after = outer.apply(outer_state(), normal(elements(outer_state(), how), 5), how)
     for part in after.parts:
         assert part.digest == Part.of(part.anchor.clone(), part.momentum.clone()).digest
+
+
+@pytest.mark.parametrize("codec", ["none", "int8", "int2"])
+@pytest.mark.parametrize("how", PHASES)
+@given(data=st.data())
+@settings(max_examples=20)
+def test_the_average_may_come_in_pieces_in_any_order(how: Phase, codec: str, data: st.DataObject) -> None:
+    """Some are taken as they come, the rest at the end; a block that is not whole yet is not read."""
+    state = outer_state()
+    vector = normal(elements(state, how), 5)
+    whole = codecs.find(codec).encode(vector)
+    bounds = [*range(0, len(vector), data.draw(st.sampled_from([256, 512, 1 << 20]))), len(vector)]
+    pieces = data.draw(st.permutations(list(pairwise(bounds))))
+    num_early = data.draw(st.integers(0, len(pieces)))
+    coming = Average(codec, len(vector), memoryview(bytearray(b"\xff" * len(whole))), bytes=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digests, "BLOCK_BYTES", data.draw(st.sampled_from([400, 4096])))
+        step = outer.Step(state, how, codec)
+        for number, (begin, end) in enumerate(pieces):
+            for place, part in zip(
+                codecs.find(codec).cut(coming.payload, len(vector), begin, end),
+                codecs.find(codec).cut(whole, len(vector), begin, end),
+                strict=True,
+            ):
+                place[:] = part
+            if number < num_early:
+                step.take(coming, begin, end)
+        after = step.result(coming, [], [])
+        expected = outer.apply(state, Average(codec, len(vector), whole, bytes=0), how)
+    assert torch.equal(after.anchor, expected.anchor)
+    assert torch.equal(after.momentum, expected.momentum)
+    assert after.digest == expected.digest
+
+
+def test_there_is_room_for_the_blocks_of_every_codec() -> None:
+    assert all(2 * codecs.find(name).block <= outer.MARGIN for name in codecs.names())
 
 
 def test_fragments_that_are_not_in_the_round_are_the_same_objects() -> None:
@@ -146,7 +185,7 @@ def test_what_an_average_is_read_from_is_not_written_to() -> None:
     average = Average("none", len(vector), data, bytes=0)
     after = outer.apply(state, average, how)
     assert bytes(data) == before
-    assert np.shares_memory(average.read(0, np.empty(5, np.float32)), vector.numpy())
+    assert np.shares_memory(average.read(0, 5, np.empty(0, np.float32)), vector.numpy())
     assert not any(np.shares_memory(part.anchor.numpy(), vector.numpy()) for part in after.parts)
 
 

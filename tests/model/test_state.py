@@ -95,12 +95,14 @@ def test_a_digest_sees_every_bit() -> None:
     assert state.digest(strided[:, 0], strided[:, 1]) == base
 
 
-def test_a_digest_may_come_bit_by_bit() -> None:
-    vectors = [torch.arange(9.0), torch.arange(5.0)]
-    digest = state.Digest(2)
-    for index, begin, end in ((0, 0, 4), (1, 0, 1), (0, 4, 9), (1, 1, 5)):
-        digest.update(index, vectors[index][begin:end].numpy().view("uint8").data)
+def test_a_digest_may_come_block_by_block_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "BLOCK_BYTES", 16)
+    vectors = [torch.arange(9.0), torch.arange(5.0), torch.arange(0.0)]
+    digest = state.Digest(*(vector.nbytes for vector in vectors))
+    for index, number in ((0, 2), (1, 0), (0, 0), (1, 1), (0, 1)):
+        digest.put(index, number, vectors[index][4 * number : 4 * number + 4].numpy().view("uint8").data)
     assert digest.hex() == state.digest(*vectors)
+    assert digest.hex() != state.digest(vectors[1], vectors[0], vectors[2])
 
 
 def test_a_snapshots_digest_sees_names_and_shapes() -> None:

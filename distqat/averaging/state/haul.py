@@ -16,6 +16,11 @@ from distqat.ids import PeerId
 AHEAD = 2
 """Chunks that a donor is asked for at a time, so that it is never without work; only one until it has given one."""
 
+MOST_AHEAD = 8
+AHEAD_SECONDS = 0.02
+"""A donor that is fast is asked for as many as it gives in this time, so that no side waits for the other's turn at its
+processor; `MOST_AHEAD` at most."""
+
 MOST_HOLDERS = 2
 """Donors that may be giving the same chunk at the same time."""
 
@@ -39,6 +44,14 @@ class _Giver:
     def pace(self) -> float | None:
         """Seconds for a chunk; None before the first."""
         return self.seconds / self.given if self.given else None
+
+    @property
+    def ahead(self) -> int:
+        """Chunks that it may be asked for at a time."""
+        pace = self.pace()
+        if pace is None:
+            return 1
+        return max(AHEAD, min(MOST_AHEAD, round(AHEAD_SECONDS / pace) if pace > 0 else MOST_AHEAD))
 
     def expected(self, chunk: ChunkRef, now: float) -> float:
         """Seconds until it will have given the chunk, at the pace so far; 0 while nothing is known of that."""
@@ -70,7 +83,7 @@ class Haul:
     def next(self, donor: PeerId, now: float) -> ChunkRef | None:
         """What to ask the donor for; None if it should wait."""
         giver = self._givers[donor]
-        if len(giver.pending) >= (AHEAD if giver.given else 1):
+        if len(giver.pending) >= giver.ahead:
             return None
         chunk = self._todo.popleft() if self._todo else self._rescue(giver, now)
         if chunk is not None:

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqat.averaging.state.haul import AHEAD, FIRST_PACE, Haul
+from distqat.averaging.state.haul import AHEAD, FIRST_PACE, MOST_AHEAD, Haul
 from distqat.averaging.state.snapshot import ChunkRef
 from distqat.ids import PeerId
 
@@ -38,6 +38,19 @@ def test_a_donor_is_asked_for_one_chunk_first_and_then_ahead() -> None:
     assert haul.arrived(ALICE, ChunkRef(0, 0), 0.1)
     assert ask(haul, ALICE, 0.1) == [2, 3]
     assert AHEAD == 2
+
+
+def test_a_donor_that_is_fast_is_asked_for_more_at_a_time_and_for_less_when_it_slows_down() -> None:
+    haul, now, lengths = joined(60, ALICE), 0.0, []
+    pending = ask(haul, ALICE, now)
+    for seconds in (0.001, *(0.1 for _ in range(MOST_AHEAD))):
+        now += seconds
+        assert haul.arrived(ALICE, ChunkRef(0, pending.pop(0)), now)
+        pending += ask(haul, ALICE, now)
+        lengths.append(len(pending))
+    assert lengths[0] == MOST_AHEAD
+    assert lengths[-1] == AHEAD
+    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_who_is_faster_gives_more() -> None:
@@ -126,7 +139,7 @@ def test_every_chunk_counts_once_whatever_happens(count: int, events: list[tuple
             bring(donor, now)
         elif (chunk := haul.next(donor, now)) is not None:
             pending[donor].append(chunk)
-            assert len(pending[donor]) <= AHEAD
+            assert len(pending[donor]) <= MOST_AHEAD
         assert haul.is_waiting_for(donor) == bool(pending[donor]) if donor in present else True
 
     for now, (donor, what) in enumerate(events):
