@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distqat.cli.nursery.process import Birth, Executing, Process, Starter
 from distqat.ids import Endpoint
 
 
@@ -20,14 +18,20 @@ class Daemon:
     """A daemon that was started here."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: Process
     output: Path
 
 
 def start_daemon(
-    name: str, folder: Path, arguments: Sequence[str], log_folder_name: str = "", is_again: bool = False
+    name: str,
+    folder: Path,
+    arguments: Sequence[str],
+    log_folder_name: str = "",
+    is_again: bool = False,
+    starter: Starter | None = None,
 ) -> Daemon:
-    """Start `distqatd` on a free port of the loopback interface, one thread for each torch operation.
+    """Start `distqatd` on a free port of the loopback interface, one thread for each torch operation; without a
+    starter the command is run.
 
     Its key lies in `folder/states/<name>`, its logs in `folder`, and what it prints in `folder/<name>.out`, behind
     what it printed before if it is started again. Arguments may name another address to listen on.
@@ -39,13 +43,11 @@ def start_daemon(
         "daemon.log_dir": str(log_dir),
         "daemon.threads": "1",
     }
-    command = [sys.executable, "-m", "distqat.cli.distqatd", "--listen", "127.0.0.1:0", *arguments]
-    command += [part for key, value in local.items() for part in ("--set", f"{key}={value}")]
+    chosen = ["--listen", "127.0.0.1:0", *arguments]
+    chosen += [part for key, value in local.items() for part in ("--set", f"{key}={value}")]
     output = folder / f"{name}.out"
     with output.open("ab" if is_again else "wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        process = (starter or Executing()).start(Birth(chosen, file.fileno(), file.fileno()))
     return Daemon(name, process, output)
 
 
@@ -71,8 +73,10 @@ async def stop_daemons(daemons: Sequence[Daemon], seconds: float) -> None:
             for process in running:
                 await asyncio.to_thread(process.wait)
     except TimeoutError:
+        pass
+    finally:
+        # Also if somebody does not want to wait: they are in sessions of their own, and no Ctrl-C reaches them.
         for process in running:
-            if process.poll() is None:
-                process.kill()
+            process.kill()
     for process in running:
         await asyncio.to_thread(process.wait)

@@ -105,7 +105,7 @@ def _check_local(roles: tuple[str, ...]) -> None:
 
 def main() -> None:
     """Entry point."""
-    app()
+    app(prog_name="distqatd")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distqat.ids import short
-from distqat.roles.messages import StageTrace, TraceSpan
+from distqat.roles.trace.messages import StageTrace, TraceSpan
 from distqat.timeline import BESIDE, CODEC, WIRE
 
 Event = dict[str, Any]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +20,8 @@ from rich.text import Text
 
 from distqat.cli import show
 from distqat.cli.daemons import Daemon, start_daemon, stop_daemons
+from distqat.cli.nursery.nursery import open_nursery
+from distqat.cli.nursery.process import Birth, Starter
 from distqat.cli.scorecard import Scorecard, read_baseline
 from distqat.config import Settings
 from distqat.errors import RemoteError
@@ -80,21 +81,22 @@ def run_sandbox(plan: Plan) -> bool:
     """Run it, print the scorecard, and say whether it passed. Raises DistqatError."""
     console = Console(stderr=plan.as_json)
     plan.clear()
-    began = time.monotonic()
-    swarm = run(_train(plan, console))
-    seconds = time.monotonic() - began
     baseline = None
-    if plan.has_baseline:
-        console.print("training the baseline: the same model, data order and budget in one process")
-        baseline = read_baseline(run_baseline(plan))
+    with open_nursery() as starter:
+        began = time.monotonic()
+        swarm = run(_train(plan, starter, console))
+        seconds = time.monotonic() - began
+        if plan.has_baseline:
+            console.print("training the baseline: the same model, data order and budget in one process")
+            baseline = read_baseline(run_baseline(plan, starter))
     card = Scorecard.of(plan.settings, swarm, seconds, baseline)
     Console().print(card.as_json() if plan.as_json else card.render(), soft_wrap=plan.as_json)
     return card.passed
 
 
-async def _train(plan: Plan, console: Console) -> SwarmStatus:
+async def _train(plan: Plan, starter: Starter, console: Console) -> SwarmStatus:
     """Start the daemons, watch until the run is finished, and return the last status of all of them."""
-    async with _swarm(plan) as (head, daemons), open_transport() as transport:
+    async with _swarm(plan, starter) as (head, daemons), open_transport() as transport:
         remote = Remote(transport, head, seconds=10.0)
         with Live(console=console, auto_refresh=False, transient=False) as live:
             deadline = time.monotonic() + plan.seconds
@@ -111,16 +113,17 @@ async def _train(plan: Plan, console: Console) -> SwarmStatus:
 
 
 @asynccontextmanager
-async def _swarm(plan: Plan) -> AsyncIterator[tuple[Endpoint, list[Daemon]]]:
+async def _swarm(plan: Plan, starter: Starter) -> AsyncIterator[tuple[Endpoint, list[Daemon]]]:
     """The daemons: monitor and client in one, then an expert for each stage of each pipeline, then the spares."""
     daemons: list[Daemon] = []
+    await asyncio.to_thread(starter.wait_ready)
     try:
         arguments = ["--role", "monitor", "--role", "client", *plan.arguments()]
-        daemons.append(start_daemon("head", plan.folder, arguments, plan.settings.run.name))
+        daemons.append(start_daemon("head", plan.folder, arguments, plan.settings.run.name, starter=starter))
         head = await _first_peer(plan, daemons)
         for number in range(plan.experts):
-            arguments = ["--role", "expert", "--join", str(head)]
-            daemons.append(start_daemon(f"expert-{number}", plan.folder, arguments, plan.settings.run.name))
+            name, arguments = f"expert-{number}", ["--role", "expert", "--join", str(head)]
+            daemons.append(start_daemon(name, plan.folder, arguments, plan.settings.run.name, starter=starter))
         yield head, daemons
     finally:
         await stop_daemons(daemons, plan.settings.daemon.drain_timeout)
@@ -146,25 +149,24 @@ def _check(daemons: list[Daemon]) -> None:
             raise RemoteError(f"daemon {daemon.name} ended with exit code {code}; see {daemon.output}")
 
 
-def run_baseline(plan: Plan) -> str:
+def run_baseline(plan: Plan, starter: Starter) -> str:
     """Train in one process; what it prints. Raises RemoteError."""
-    command = [sys.executable, "-m", "distqat.cli.distqatd", "--role", "trainer", "--local", *plan.arguments()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (plan.folder / "baseline.out").open("wb") as errors:
+    arguments = ["--role", "trainer", "--local", *plan.arguments(), "--set", "daemon.threads=1"]
+    output = plan.folder / "baseline.out"
+    with output.open("wb") as errors, tempfile.TemporaryFile() as told:
+        process = starter.start(Birth(arguments, told.fileno(), errors.fileno()))
         try:
-            done = subprocess.run(
-                [*command, "--set", "daemon.threads=1"],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                timeout=plan.seconds,
-                env=environment,
-                check=False,
-            )
+            code = process.wait(plan.seconds)
         except subprocess.TimeoutExpired:
             raise RemoteError(f"the baseline is not finished after {plan.seconds:.0f} s") from None
-    if done.returncode != 0:
-        raise RemoteError(f"the baseline ended with exit code {done.returncode}; see {plan.folder / 'baseline.out'}")
-    return done.stdout.decode()
+        finally:
+            process.kill()
+            process.wait()
+        told.seek(0)
+        printed = told.read().decode()
+    if code != 0:
+        raise RemoteError(f"the baseline ended with exit code {code}; see {output}")
+    return printed
 
 
 def _progress(swarm: SwarmStatus) -> RenderableType:

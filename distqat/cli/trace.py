@@ -17,9 +17,9 @@ from distqat.cli.perfetto import Told
 from distqat.cli.show import size
 from distqat.errors import ConfigError, DistqatError, StaleError, UnreachableError
 from distqat.ids import Endpoint, short
-from distqat.roles.messages import StageTrace, TraceReply
 from distqat.roles.remote import Remote
 from distqat.roles.status import SwarmStatus
+from distqat.roles.trace.messages import StageTrace, TraceReply
 from distqat.timeline import Clock
 
 LAST = "last"

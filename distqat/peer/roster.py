@@ -29,8 +29,17 @@ ROLES: Mapping[str, str] = {
 }
 """Where each role is made: a module with `open_role`. Imported only when the role is taken, since some need torch."""
 
+READ_LATE = ("torch.fx.experimental.symbolic_shapes", "numpy.random")
+"""What torch and numpy read only when the first stage is built; it takes as long as the smaller half of torch."""
+
 TAKE_SECONDS = 60.0
 """A role that is not there after this long has failed; torch may have to be read from a slow disk."""
+
+
+def read_roles() -> None:
+    """Import all of them and what they build stages with, so that a process forked off this one need not."""
+    for module in (*ROLES.values(), *READ_LATE):
+        importlib.import_module(module)
 
 
 class JudgingRole(Protocol):

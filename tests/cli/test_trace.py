@@ -21,9 +21,9 @@ from distqat.cli.trace import Steps, Trace, choose, collect, members, report, re
 from distqat.errors import ConfigError, StaleError, UnreachableError
 from distqat.ids import Endpoint, PeerId, Seat, StageIndex
 from distqat.roles import messages
-from distqat.roles.messages import StageTrace, StepTrace, TraceReply, TraceSpan
 from distqat.roles.remote import Remote
 from distqat.roles.status import PeerStatus, PipelineStatus, RoleStatus, SwarmStatus
+from distqat.roles.trace.messages import MAX_SPANS, StageTrace, StepTrace, TraceReply, TraceRequest, TraceSpan
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Caller, Service
 from distqat.timeline import BESIDE, TRAINER, Timelines
@@ -109,7 +109,7 @@ class Daemon:
 
     async def trace(self, request: bytes, caller: Caller) -> bytes:
         self.asked += 1
-        return messages.encode(TraceReply.of(self.timelines, messages.decode(messages.TraceRequest, request)))
+        return TraceReply.of(self.timelines, TraceRequest.decode(request)).encode()
 
 
 @asynccontextmanager
@@ -267,11 +267,11 @@ def test_a_huge_step_makes_no_huge_answer() -> None:
     for index in range(65_536):
         timeline.add("forward", float(index), index + 0.5, 1, index)
     timeline.committed(1)
-    data = messages.encode(TraceReply.of(timelines, messages.TraceRequest("p", 1, 1, 1_000_000)))
+    data = TraceReply.of(timelines, TraceRequest("p", 1, 1, 1_000_000)).encode()
     assert len(data) < 500_000
-    (told,) = messages.decode(TraceReply, data).stages
-    assert len(told.spans) == messages.MAX_SPANS
-    assert told.left_out == 65_536 - messages.MAX_SPANS
+    (told,) = TraceReply.decode(data).stages
+    assert len(told.spans) == MAX_SPANS
+    assert told.left_out == 65_536 - MAX_SPANS
     tree = perfetto.trace("p", [Told("a", 0.0, 0.0, (told,))])
     assert tree["otherData"]["left_out"] == {"mlp/0": told.left_out}
 
@@ -280,8 +280,8 @@ def test_who_wants_no_spans_gets_none() -> None:
     timelines = Timelines(lambda: 7.0, lambda *line: None)
     timelines.of("p", "mlp/0", 0).add("forward", 1.0, 2.0, 1)
     timelines.of("p", "mlp/0", 0).committed(1)
-    assert TraceReply.of(timelines, messages.TraceRequest("p")) == TraceReply(7.0, (StageTrace("mlp/0", 0, 1, 1),))
-    assert TraceReply.of(timelines, messages.TraceRequest("q", 1, 1, 10)).stages == ()
+    assert TraceReply.of(timelines, TraceRequest("p")) == TraceReply(7.0, (StageTrace("mlp/0", 0, 1, 1),))
+    assert TraceReply.of(timelines, TraceRequest("q", 1, 1, 10)).stages == ()
 
 
 # How it is drawn.

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from distqat.cli import show
 from distqat.cli.asking import ask
 from distqat.cli.daemons import Daemon, start_daemon
+from distqat.cli.nursery.nursery import open_nursery
+from distqat.cli.nursery.process import Birth, Executing, Starter
 
 T = TypeVar("T")
 Status = dict[str, Any]
@@ -38,17 +43,26 @@ SMALL = {
 """A model that steps fast and a budget that outlasts any test."""
 
 
+@cache
+def nursery() -> Starter:
+    """That of all tests of this process: torch is read once, not by each daemon of each test."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(open_nursery())
+
+
 class Swarm:
     """The daemons of one test."""
 
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         self.folder = folder
         self.settings = settings
+        self.starter: Starter | None = None  # None: that of all tests.
         self.daemons: list[Daemon] = []
 
     def start(self, name: str, *arguments: str) -> Daemon:
         """Start a daemon; its output is in `folder/<name>.out`."""
-        daemon = start_daemon(name, self.folder, arguments)
+        daemon = start_daemon(name, self.folder, arguments, starter=self.starter or nursery())
         self.daemons.append(daemon)
         return daemon
 
@@ -121,10 +135,15 @@ def ctl(*arguments: str, timeout: float = 100.0) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def daemon_command(*arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+def daemon_command(*arguments: str, executes: bool = False, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Run `distqatd` to its end."""
-    command = [sys.executable, "-m", "distqat.cli.distqatd", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    starter = Executing() if executes else nursery()
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
+        process = starter.start(Birth(arguments, said.fileno(), complained.fileno()))
+        code = process.wait(timeout)
+        said.seek(0)
+        complained.seek(0)
+        return subprocess.CompletedProcess(arguments, code, said.read(), complained.read())
 
 
 def wait_for(look: Callable[[], T | None], what: str, seconds: float = PATIENCE) -> T:

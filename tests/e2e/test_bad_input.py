@@ -13,7 +13,8 @@ import pytest
 from distqat.errors import DistqatError, ProtocolError, WrongRunError
 from distqat.ids import Endpoint, RunId, StageIndex
 from distqat.roles import messages
-from distqat.roles.orders import Order
+from distqat.roles.orders import messages as orders
+from distqat.roles.orders.order import Order
 from distqat.roles.remote import Remote
 from distqat.rpc import headers
 from distqat.rpc.grpc import open_transport
@@ -52,7 +53,8 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = daemon_command(
-            *("--listen", address, "--set", f"daemon.state_dir={tmp_path}", "--set", f"daemon.log_dir={tmp_path}")
+            *("--listen", address, "--set", f"daemon.state_dir={tmp_path}", "--set", f"daemon.log_dir={tmp_path}"),
+            executes=True,
         )
     assert done.returncode == 65
     assert address in done.stderr
@@ -68,6 +70,7 @@ def test_a_copied_key_is_named_and_no_waiting_cures_it(tmp_path: Path) -> None:
         done = daemon_command(
             *("--role", "monitor", "--join", address, "--listen", "127.0.0.1:0"),
             *("--set", f"daemon.state_dir={tmp_path / 'copied'}", "--set", f"daemon.log_dir={tmp_path}"),
+            executes=True,
         )
     assert done.returncode == 66
     assert f"the daemon at {address} has the same key" in done.stderr
@@ -122,7 +125,7 @@ def test_a_swarm_shrugs_off_strangers_and_garbage(tmp_path: Path) -> None:
 async def _offend(head: Endpoint, expert: Endpoint) -> None:
     """Calls that a well-behaved peer would not make; each is refused by name."""
     async with open_transport() as transport:
-        for method in (messages.ASSIGN, messages.DRIVE, messages.CONFIG, Method("distqat.v1.Discovery", "Store")):
+        for method in (orders.ASSIGN, orders.DRIVE, messages.CONFIG, Method("distqat.v1.Discovery", "Store")):
             with pytest.raises(DistqatError):
                 await transport.call(expert, method, b"\xff\xff\xff garbage", Deadline.after(5))
         with pytest.raises(DistqatError, match="at most"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from distqat.cli.nursery.process import Executing
 from tests.e2e.swarm import ctl, experts, open_swarm, pipelines, steps, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
@@ -13,6 +14,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 def test_train_join_drop_take_drain(tmp_path: Path) -> None:
     with open_swarm(tmp_path) as swarm:
+        swarm.starter = Executing()
         _, head = swarm.head("head", "monitor", "client")
         waiting = swarm.wait_status(head, lambda s: s["run"], "the client")
         assert not waiting["healthy"]
@@ -23,6 +25,7 @@ def test_train_join_drop_take_drain(tmp_path: Path) -> None:
         assert ctl("status", "--peer", head).returncode == 0
 
         # Two newcomers that know an address and nothing else make a second pipeline, with the same anchors.
+        swarm.starter = None
         newcomers = [swarm.start(f"newcomer-{n}", "--join", head) for n in range(2)]
         both = swarm.wait_status(head, lambda s: len(pipelines(s)) == 2, "the second pipeline")
         assert len(experts(both)) == 4

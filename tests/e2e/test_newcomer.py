@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from distqat.averaging.spans import Shape
 from distqat.averaging.state.snapshot import CHUNK_BYTES
 from distqat.ids import Endpoint
 from tests.e2e import family as families
-from tests.e2e.family import Facts, Family, Member, open_family, open_maker
+from tests.e2e.family import Facts, Family, Member, open_family
 from tests.proxy import Cut, Proxy, open_proxies
 from tests.proxy import Shape as Link
 from tests.support import run
@@ -46,12 +46,6 @@ MOST_FROM_VICTIM = int(6.1 * CHUNK_BYTES)
 
 AGAIN_BYTES = 7 * CHUNK_BYTES
 """That may come in vain, at most: chunks under way, and those that two donors give. Who begins anew takes 14."""
-
-
-@pytest.fixture(scope="module")
-def maker() -> Iterator[subprocess.Popen[str]]:
-    with open_maker() as maker:
-        yield maker
 
 
 @asynccontextmanager

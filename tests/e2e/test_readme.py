@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from distqat.cli.nursery.process import Executing
 from tests.e2e.swarm import Swarm, ctl, open_swarm, pipelines, steps, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -75,6 +76,7 @@ def test_make_has_the_verb(verb: str) -> None:
 
 def test_the_machines_of_the_readme_make_a_swarm(tmp_path: Path) -> None:
     with open_swarm(tmp_path) as swarm:
+        swarm.starter = Executing()
         start(swarm, "first", DAEMONS[0], "--set", "train.epochs=1000")
         first = swarm.address(swarm.daemons[0])
         start(swarm, "expert", DAEMONS[1].replace("HOST:7700", first))

@@ -9,13 +9,12 @@ import asyncio
 import random
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench.machines import open_machines
-from tests.e2e.family import LEASE, Facts, Family, Member, open_family, open_maker
+from tests.e2e.family import LEASE, Facts, Family, Member, open_family
 from tests.namespaces import cut_one_way, heal_one_way, needs_namespaces
 from tests.support import run
 
@@ -29,12 +28,6 @@ SLACK = 2.0
 AS_LEADER = {"form": "Join came", "reduce": "send", "prepared": "Vote came", "commit": "Vote told"}
 AS_MEMBER = {"form": "Join", "reduce": "send", "prepared": "Vote", "commit": "Vote answered"}
 """The message at which it happens."""
-
-
-@pytest.fixture(scope="module")
-def maker() -> Iterator[subprocess.Popen[str]]:
-    with open_maker() as maker:
-        yield maker
 
 
 def victim_of(family: Family, role: str) -> Member:

@@ -189,7 +189,7 @@ class FaultCard:
         table.add_row("samples/s before, under, after faults", "  ".join(f"{span.rate:.0f}" for span in rates))
         table.add_row("throughput kept, of peers that were there", f"{self.kept:.3f}")
         table.add_row("throughput kept, of all", f"{self.kept_of_all:.3f}")
-        table.add_row("routes that replayed batches", str(self.books.replays))
+        table.add_row("batches replayed", str(self.books.replays))
         table.add_row("samples trained", str(self.books.samples))
         table.add_row("samples lost, doubled", f"{self.books.lost}, {self.books.doubled}")
         table.add_row("digests compared, unequal", f"{self.digests.compared}, {len(self.digests.unequal)}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distqat.cli.chaos.relay import FAR, Relays, open_relays
 from distqat.cli.daemons import Daemon, address_of, start_daemon, stop_daemons
+from distqat.cli.nursery.process import Starter
 from distqat.errors import DistqatError, RemoteError
 from distqat.ids import Endpoint
 from distqat.roles.messages import MetricLine
@@ -23,7 +24,7 @@ HEAD = "head"
 """The daemon that is monitor and client, and takes the role trainer too."""
 
 LISTEN_SECONDS = 120.0
-"""A daemon has to listen within this long; torch takes its time when all of them start at once."""
+"""A daemon has to listen within this long; without a nursery torch takes its time when all of them start at once."""
 
 LOOK_SECONDS = 0.05
 
@@ -31,10 +32,13 @@ LOOK_SECONDS = 0.05
 class Crew:
     """A head, and experts that know its address; made by `open_crew`."""
 
-    def __init__(self, folder: Path, head: list[str], transport: Transport, relays: Relays | None) -> None:
+    def __init__(
+        self, folder: Path, head: list[str], starter: Starter, transport: Transport, relays: Relays | None
+    ) -> None:
         self.names: dict[Endpoint, str] = {}  # Who announces what, or did in an earlier life.
         self._folder = folder
         self._head = head  # Arguments of the head.
+        self._starter = starter
         self._transport = transport  # Of whoever asks.
         self._relays = relays  # None: nothing is to be cut, and daemons are dialled directly.
         self._daemons: dict[str, Daemon] = {}
@@ -155,16 +159,21 @@ class Crew:
             listen, announce = self._relays.reserve(name)
             place = ["--listen", str(listen), "--announce", str(announce)]
         run = self._folder.name
-        self._daemons[name] = start_daemon(name, self._folder, [*arguments, *place], run, is_again)
+        self._daemons[name] = start_daemon(
+            name, self._folder, [*arguments, *place], run, is_again, starter=self._starter
+        )
 
 
 @asynccontextmanager
-async def open_crew(folder: Path, head: list[str], has_cuts: bool, drain: float) -> AsyncIterator[Crew]:
+async def open_crew(
+    folder: Path, head: list[str], starter: Starter, has_cuts: bool, drain: float
+) -> AsyncIterator[Crew]:
     """A crew of nobody yet; all have left at the end, within `drain` seconds or killed."""
     async with AsyncExitStack() as stack:
+        await asyncio.to_thread(starter.wait_ready)
         transport = await stack.enter_async_context(open_transport())
         relays = await stack.enter_async_context(open_relays()) if has_cuts else None
-        crew = Crew(folder, head, transport, relays)
+        crew = Crew(folder, head, starter, transport, relays)
         try:
             yield crew
         finally:

@@ -9,14 +9,13 @@ of others, which find out in `/proc/net/tcp` whose they are. This needs Linux.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import cast
 
+from distqat.cli.chaos.owners import End, owners
 from distqat.errors import ConfigError
 from distqat.ids import Endpoint
 from distqat.rpc.handlers import task_group
@@ -28,7 +27,7 @@ NEAR, FAR = "127.0.0.1", "127.0.0.2"
 class _Side(asyncio.Protocol):
     """One end of a connection through a relay: what it receives leaves at the other end."""
 
-    def __init__(self, pair: _Pair) -> None:
+    def __init__(self, pair: Pair) -> None:
         self.pair = pair
         self.transport: asyncio.Transport | None = None  # None until connected.
         self.other: _Side | None = None  # None until both ends are connected.
@@ -77,7 +76,7 @@ class _Side(asyncio.Protocol):
             self.transport.resume_reading()
 
 
-class _Pair:
+class Pair:
     """One connection: from a daemon, or somebody unknown, to the daemon behind a relay."""
 
     def __init__(self, relays: Relays, to: str) -> None:
@@ -127,7 +126,9 @@ class Relays:
         self._holders: dict[str, socket.socket] = {}  # Keep the ports, whether a relay listens or not.
         self._servers: dict[str, asyncio.Server] = {}  # Relays that listen.
         self._pids: dict[int, str] = {}  # Whose connections those of a process are.
-        self._pairs: set[_Pair] = set()
+        self._pairs: set[Pair] = set()
+        self._strangers: dict[Pair, End] = {}  # Connections of which it is not known whose they are.
+        self._is_asking = False  # It is being found out.
         self._silent: set[str] = set()
         self._refused: set[str] = set()
         self._is_shut = False
@@ -197,16 +198,34 @@ class Relays:
         for holder in self._holders.values():
             holder.close()
 
-    def accepted(self, pair: _Pair) -> None:
-        """Somebody has dialled a relay."""
+    def accepted(self, pair: Pair) -> None:
+        """Somebody has dialled a relay; nothing flows before it is known who."""
         assert pair.near.transport is not None
-        if self._is_shut:
-            pair.abort()  # It was in the queue of a relay.
+        peer = pair.near.transport.get_extra_info("peername")
+        if self._is_shut or peer is None:
+            pair.abort()  # It was in the queue of a relay; or it has left while it was.
             return
-        port = pair.near.transport.get_extra_info("peername")[1]
-        pid = pid_of(port, self._port(pair.to), self._pids)
-        pair.caller = self._pids.get(pid, "") if pid is not None else ""
-        if self._refused & {pair.to, pair.caller}:
+        self._strangers[pair] = (peer[1], self._port(pair.to))
+        if not self._is_asking:
+            self._is_asking = True
+            self._group.create_task(self._introduce())
+
+    async def _introduce(self) -> None:
+        """Find out who has dialled, all those at once that have come meanwhile: one by one they would come faster than
+        they are known when a whole swarm connects."""
+        while self._strangers:
+            strangers, self._strangers = self._strangers, {}
+            pids = dict(self._pids)
+            found = await asyncio.to_thread(owners, set(strangers.values()), tuple(pids))
+            for pair, end in strangers.items():
+                self._admit(pair, pids.get(found.get(end, 0), ""))
+        self._is_asking = False
+
+    def _admit(self, pair: Pair, caller: str) -> None:
+        """Let a connection through, unless a link is cut by now."""
+        assert pair.near.transport is not None
+        pair.caller = caller
+        if self._is_shut or pair.near.transport.is_closing() or self._refused & {pair.to, pair.caller}:
             pair.abort()
             return
         self._pairs.add(pair)
@@ -214,17 +233,17 @@ class Relays:
         if not pair.is_silent:
             self._group.create_task(self._connect(pair))
 
-    def forget(self, pair: _Pair) -> None:
+    def forget(self, pair: Pair) -> None:
         """It is over."""
         self._pairs.discard(pair)
 
     async def _listen(self, name: str) -> None:
         loop = asyncio.get_running_loop()
         self._servers[name] = await loop.create_server(
-            lambda: _Pair(self, name).near, NEAR, self._port(name), reuse_address=True
+            lambda: Pair(self, name).near, NEAR, self._port(name), reuse_address=True
         )
 
-    async def _connect(self, pair: _Pair) -> None:
+    async def _connect(self, pair: Pair) -> None:
         try:
             await asyncio.get_running_loop().create_connection(lambda: pair.far, FAR, self._port(pair.to))
         except OSError:
@@ -232,39 +251,6 @@ class Relays:
 
     def _port(self, name: str) -> int:
         return int(self._holders[name].getsockname()[1])
-
-
-def pid_of(port: int, to: int, pids: Iterable[int]) -> int | None:
-    """Which of the processes holds the connection from that port to the other one on this machine; None: none."""
-    inode = _inode(port, to)
-    if inode is None:
-        return None
-    for pid in pids:
-        try:
-            with os.scandir(f"/proc/{pid}/fd") as files:
-                if any(_target(file.path) == f"socket:[{inode}]" for file in files):
-                    return pid
-        except OSError:
-            continue  # It has just ended.
-    return None
-
-
-def _inode(port: int, to: int) -> str | None:
-    """Of the socket; gRPC dials IPv4 addresses through IPv6 sockets too."""
-    for table in ("tcp", "tcp6"):
-        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
-            columns = line.split()
-            ends = [int(address.rpartition(":")[2], 16) for address in columns[1:3]]
-            if ends == [port, to]:
-                return columns[9]
-    return None
-
-
-def _target(link: str) -> str:
-    try:
-        return os.readlink(link)
-    except OSError:
-        return ""
 
 
 @asynccontextmanager

@@ -12,6 +12,8 @@ from distqat.cli.chaos.crew import open_crew
 from distqat.cli.chaos.schedule import Kind, schedule
 from distqat.cli.chaos.storm import Course, last_evaluation, open_storm
 from distqat.cli.chaos.watch import Watch
+from distqat.cli.nursery.nursery import open_nursery
+from distqat.cli.nursery.process import Starter
 from distqat.cli.sandbox import Plan, run_baseline
 from distqat.cli.scorecard import read_baseline
 from distqat.errors import ConfigError, RemoteError
@@ -48,9 +50,10 @@ def run_chaos(plan: Plan, weather: Weather) -> bool:
     plan = replace(plan, overrides=(*plan.overrides, *overrides_of(plan)))
     plan.clear()
     watch = Watch(plan.pipelines, plan.settings.model.stages * plan.pipelines)
-    card = run(_brave(plan, weather, course, watch, console))
-    if plan.has_baseline and not card.broke_off:
-        card = _with_baseline(plan, card, watch.budget / EPOCHS, console)
+    with open_nursery() as starter:
+        card = run(_brave(plan, weather, course, watch, starter, console))
+        if plan.has_baseline and not card.broke_off:
+            card = _with_baseline(plan, card, watch.budget / EPOCHS, starter, console)
     Console().print(card.as_json() if plan.as_json else card.render(), soft_wrap=plan.as_json)
     return card.passed
 
@@ -70,23 +73,25 @@ def overrides_of(plan: Plan) -> tuple[str, ...]:
     return f"train.epochs={EPOCHS}", f"train.evaluate_every={every}", "optimizer.schedule=constant"
 
 
-def _with_baseline(plan: Plan, card: FaultCard, epoch: float, console: Console) -> FaultCard:
+def _with_baseline(plan: Plan, card: FaultCard, epoch: float, starter: Starter, console: Console) -> FaultCard:
     """Beside one process that trains on as many samples; an epoch has so many."""
     samples = card.books.samples
     console.print(f"training the baseline: {samples} samples in one process, without faults")
     overrides = (*plan.overrides, f"train.epochs={samples / epoch}", "train.evaluate_every=0")
     alone = replace(plan, overrides=overrides, seconds=BASELINE_FACTOR * plan.seconds + BASELINE_SECONDS)
     try:
-        return card.beside(read_baseline(run_baseline(alone)))
+        return card.beside(read_baseline(run_baseline(alone, starter)))
     except RemoteError as error:
         return replace(card, broke_off=error.reason)
 
 
-async def _brave(plan: Plan, weather: Weather, course: Course, watch: Watch, console: Console) -> FaultCard:
+async def _brave(
+    plan: Plan, weather: Weather, course: Course, watch: Watch, starter: Starter, console: Console
+) -> FaultCard:
     """All of it but the baseline."""
     head = ["--role", "monitor", "--role", "client", *plan.arguments()]
     has_cuts = Kind.CUT in weather.wanted
-    async with open_crew(plan.folder, head, has_cuts, plan.settings.daemon.drain_timeout) as crew:
+    async with open_crew(plan.folder, head, starter, has_cuts, plan.settings.daemon.drain_timeout) as crew:
         await crew.launch(f"expert-{number}" for number in range(plan.experts))
         watch.staffed(plan.experts)
         async with open_storm(crew, watch, course, console) as storm:

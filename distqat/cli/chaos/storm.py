@@ -33,6 +33,9 @@ WARM_SECONDS = 300.0
 RETURN_SECONDS = 240.0
 """For a daemon that was started again to take its role: torch takes its time on a machine that is busy training."""
 
+HOLD_SECONDS = 15.0
+"""For a victim that is back to hold a stage again, with a seat or warm; not every spare is told to follow one."""
+
 SETTLE_SECONDS = 120.0
 """After the last fault: until all siblings have agreed on a further round."""
 
@@ -189,11 +192,20 @@ class Storm:
         self._watch.healed(self._now(), fault.number)
 
     async def _until_back(self, victim: str) -> None:
-        """Until it holds its role. Raises RemoteError if it does not in time."""
+        """Until it holds its role, and an expert a stage if it gets one. Raises RemoteError if it does not in time."""
         role, end = "client" if victim == HEAD else "expert", self._now() + RETURN_SECONDS
         while not _holds(await self._crew.status(victim, HEAR_SECONDS), role):
             if self._now() > end:
                 raise RemoteError(f"daemon {victim} has not taken the role {role} after {RETURN_SECONDS:.0f} s")
+            await asyncio.sleep(LOOK_SECONDS)
+        await self._until_of_use(victim)
+
+    async def _until_of_use(self, victim: str) -> None:
+        """Until it could train at once, or a while has passed."""
+        end = self._now() + HOLD_SECONDS
+        while self._now() < end:
+            if _is_of_use(await self._crew.status(victim, HEAR_SECONDS)):
+                return
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _settle(self) -> None:
@@ -251,6 +263,13 @@ def _holds(status: PeerStatus | None, name: str) -> bool:
     """Whether a daemon has taken that role; while it takes it there are no facts yet."""
     role = status.role(name) if status is not None else None
     return role is not None and (role.expert is not None or role.run is not None)
+
+
+def _is_of_use(status: PeerStatus | None) -> bool:
+    """Whether an expert could train at once: it has a seat that is ready, or holds a stage warm. Others always can."""
+    role = status.role("expert") if status is not None else None
+    expert = role.expert if role is not None else None
+    return status is not None and (role is None or (expert is not None and (expert.ready or expert.warm)))
 
 
 def last_evaluation(evaluations: Mapping[str, tuple[float, str, float]]) -> tuple[str, float]:

@@ -6,12 +6,15 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+import threading
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 import pytest
 
-from distqat.cli.chaos.relay import Relays, open_relays, pid_of
+from distqat.cli.chaos import relay
+from distqat.cli.chaos.owners import End, owners
+from distqat.cli.chaos.relay import Pair, Relays, open_relays
 from distqat.ids import Endpoint
 from tests.rpc.tcp import tcp_server
 from tests.support import run, until
@@ -193,13 +196,64 @@ def test_what_a_cut_daemon_has_dialled_is_cut_too_and_others_go_on() -> None:
     run(scenario())
 
 
-def test_whose_a_connection_is_can_be_found_out() -> None:
+def test_whose_connections_are_is_found_out_for_all_of_them_at_once() -> None:
     async def scenario() -> None:
-        async with open_there(0) as (_, announce), dial(announce) as line:
-            await line.ask(b"x")
-            port = line.writer.get_extra_info("sockname")[1]
-            assert pid_of(port, announce.port, [1, os.getpid()]) == os.getpid()
-            assert pid_of(port, announce.port, []) is None
-            assert pid_of(port, announce.port + 1, [os.getpid()]) is None
+        async with open_there(0) as (_, announce), dial(announce) as one, dial(announce) as other:
+            await one.ask(b"x")
+            await other.ask(b"x")
+            ends = {(line.writer.get_extra_info("sockname")[1], announce.port) for line in (one, other)}
+            me = os.getpid()
+            assert owners(ends, [1, me]) == dict.fromkeys(ends, me)
+            assert not owners(ends, [])
+            assert not owners({(port, to + 1) for port, to in ends}, [me])
+
+    run(scenario())
+
+
+def test_who_connects_while_it_is_found_out_who_others_are_is_found_out_with_all_of_those(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    is_dialled = threading.Event()
+
+    def slow(ends: Collection[End], pids: Iterable[int]) -> Mapping[End, int]:
+        asked.append(len(ends))
+        assert is_dialled.wait(60)
+        return owners(ends, pids)
+
+    monkeypatch.setattr(relay, "owners", slow)
+
+    async def scenario() -> None:
+        async with open_there(os.getpid()) as (relays, announce), AsyncExitStack() as stack:
+            lines = [await stack.enter_async_context(dial(announce)) for _ in range(30)]
+            is_dialled.set()
+            await asyncio.gather(*(line.ask(b"x") for line in lines))
+            assert "30 connections" in repr(relays)
+
+    run(scenario())
+    assert sum(asked) == 30
+    assert len(asked) <= 10
+
+
+def test_who_has_left_before_it_was_accepted_is_no_connection() -> None:
+    class Left(asyncio.Transport):
+        """What the event loop hands over when the other end is gone by then."""
+
+        is_aborted = False
+
+        def get_extra_info(self, name: str, default: object = None) -> object:
+            return default
+
+        def pause_reading(self) -> None:
+            pass
+
+        def abort(self) -> None:
+            self.is_aborted = True
+
+    async def scenario() -> None:
+        async with open_there(os.getpid()) as (relays, _):
+            transport, pair = Left(), Pair(relays, "there")
+            pair.near.connection_made(transport)
+            assert transport.is_aborted
 
     run(scenario())

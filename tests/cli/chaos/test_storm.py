@@ -15,6 +15,7 @@ from distqat.cli.chaos.crew import HEAD, Crew
 from distqat.cli.chaos.schedule import Kind, schedule
 from distqat.cli.chaos.storm import Course, Storm, last_evaluation, open_storm
 from distqat.cli.chaos.watch import Watch
+from distqat.cli.nursery.process import Executing
 from distqat.errors import RemoteError
 from distqat.ids import Endpoint, PeerId, Seat, StageIndex
 from distqat.roles.messages import MetricLine
@@ -30,17 +31,19 @@ class MadeUp(Crew):
     """Two pipelines of two stages and a spare. Whoever is down is replaced after a while if there is somebody."""
 
     def __init__(self, mend_seconds: float = 1.0) -> None:
-        super().__init__(Path("nowhere"), [], Network().transport("asks"), None)
+        super().__init__(Path("nowhere"), [], Executing(), Network().transport("asks"), None)
         self.mend_seconds = mend_seconds
         self.actions: list[tuple[float, str, str]] = []  # When, what, to whom.
         self.ends_at = math.inf  # When a daemon ends by itself.
         self.comes_back = True
         self.takes_role = True
+        self.warm_seconds = 0.0  # After which a daemon that is back holds a stage; inf: never without a seat.
         self.is_resilient = True  # Otherwise nothing is trained any more once anybody was hurt.
         self.routes = {"p": ["a", "b"], "q": ["c", "d"]}
         self.epochs = dict.fromkeys(self.routes, 1)
         self.steps = dict.fromkeys(self.routes, 0.0)
         self.down_since: dict[str, float] = {}
+        self.up_since: dict[str, float] = {}
         self.looked = 0.0
         self.places = {name: Endpoint(name, 1) for name in self.experts()}
         self.names = {endpoint: name for name, endpoint in self.places.items()}
@@ -102,6 +105,7 @@ class MadeUp(Crew):
     def rise(self, name: str, what: str) -> None:
         self.train()
         self.actions.append((self.now, what, name))
+        self.up_since[name] = self.now
         del self.down_since[name]
 
     def train(self) -> None:
@@ -134,7 +138,14 @@ class MadeUp(Crew):
     def expert(self, name: str) -> PeerStatus:
         stage = next((route.index(name) for route in self.routes.values() if name in route), None)
         number = int(self.now)
-        facts = ExpertStatus(stage is not None, stage or 0, round=number, digest=f"{stage} after {number}")
+        facts = ExpertStatus(
+            seated=stage is not None,
+            stage=stage or 0,
+            round=number,
+            digest=f"{stage} after {number}",
+            ready=stage is not None,
+            warm=stage is None and self.now >= self.up_since.get(name, -math.inf) + self.warm_seconds,
+        )
         has_role = self.takes_role or not any(name == victim for _, _, victim in self.actions)
         return PeerStatus(name, roles=(RoleStatus("expert", "joining", expert=facts if has_role else None),))
 
@@ -193,6 +204,23 @@ def test_a_fault_waits_until_the_one_before_has_recovered() -> None:
     crew = MadeUp(mend_seconds=4.0)
     _, watch, _ = rage(crew, seconds=8 * 5.5)
     assert all(before.recovered <= after.at for before, after in zip(watch.wounds, watch.wounds[1:], strict=False))
+    assert len(watch.wounds) == 8
+
+
+@pytest.mark.parametrize(("warm_seconds", "at_least"), [(6.0, 6.0), (math.inf, 15.0)])
+def test_a_fault_waits_until_the_victim_before_holds_a_stage_again_but_not_for_ever(
+    warm_seconds: float, at_least: float
+) -> None:
+    crew = MadeUp()
+    crew.warm_seconds = warm_seconds
+    storm, watch, said = rage(crew, seconds=8 * 5.5)
+    assert not storm.broke_off, said
+    returns = {(name, when) for when, what, name in crew.actions if what in ("revive", "resume", "heal")}
+    for before, after in zip(watch.wounds, watch.wounds[1:], strict=False):
+        if before.victim != HEAD:
+            back = min(when for name, when in returns if name == before.victim and when > before.at)
+            assert at_least <= before.healed - back < at_least + 0.5
+            assert after.at >= before.healed
     assert len(watch.wounds) == 8
 
 
