@@ -47,8 +47,8 @@ class Averagers:
         )
 
     async def round(self, compression: str, is_watched: bool = False) -> Run:
-        """One round; the vectors are put in place before."""
-        await self._all("fill", compression)
+        """One outer round; the anchors are put in place before."""
+        await self._all("begin")
         told: list[Told] = []
 
         async def work() -> float:
@@ -64,7 +64,8 @@ class Averagers:
             wire=cost.wire,
             has_succeeded=all(one["size"] == len(self._peers) for one in told),
             num_results=len(set(digests)),
-            formed=min(one["matched"] for one in told) - max(one["began"] for one in told) if is_watched else None,
+            formed=min(one["matched"] for one in told) - max(one["loaded"] for one in told) if is_watched else None,
+            averaging=max(one["averaged"] for one in told) - min(one["loaded"] for one in told),
         )
 
     async def error(self, compression: str) -> float:
@@ -73,7 +74,7 @@ class Averagers:
 
     async def kill(self, compression: str, after: float) -> Run:
         """A round in which the last peer and all it started die so long after its exchange has begun; of the others."""
-        await self._all("fill", compression)
+        await self._all("begin")
         *others, victim = self._peers
         dying = asyncio.ensure_future(_die(victim, compression, after))
         told = await asyncio.gather(

@@ -1,6 +1,7 @@
 """One outer round of siblings in processes of their own, beside hivemind's averager and gloo's all-reduce.
 
-The round does more than an all-reduce: siblings find each other, agree on a group, vote, and digest what they commit.
+The round does more than an all-reduce: siblings find each other, agree on a group, vote, take the outer step, and
+digest what they commit. So hivemind's peers take an outer step too, as DiLoCo on hivemind does; gloo does not.
 Sizes and codecs take turns with their peers here; `killed` is about members that die, `roundlines` says what is to be
 reached.
 """
@@ -42,7 +43,7 @@ VECTORS = 10
 """Of one of our processes: own, anchor, momentum, gloo's, averages that are kept, and what a round needs."""
 HIVEMIND_BYTES = 0.6 * GIB
 """Of one peer, all its processes; measured, as the number of vectors with two compressions."""
-HIVEMIND_VECTORS = 6
+HIVEMIND_VECTORS = 8
 
 WARM_UP = 4
 """Rounds of ours that come first and do not count, beside the one turn of everybody.

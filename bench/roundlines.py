@@ -96,6 +96,9 @@ class _OfCodec:
             goal = beside_hivemind.get((self.codec, compression))
             case = self._case("", "s", "lower", f"hivemind, {compression}", goal)
             yield case.line(ours, [run.seconds for run in runs])
+            if alone := [run.averaging for run in runs if run.averaging is not None]:
+                case = self._case("beside an average alone", "s", "lower", f"hivemind, {compression}: average")
+                yield case.line(ours, alone)
         if gloo := self.found.gloo.get(self.codec):
             goal = beside_gloo.get((self.codec, self.size.siblings))
             yield self._case("", "s", "lower", GLOO, goal).line(ours, [run.seconds for run in gloo])

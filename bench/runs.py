@@ -25,3 +25,5 @@ class Run:
     """Seconds from the last call to the first frame of the exchange; None where nobody looks."""
     grown: int = 0
     """Bytes by which a process grew meanwhile: the one that grew most."""
+    averaging: float | None = None
+    """Seconds of the average alone, without pseudo-gradients and the outer step; None where nobody looks."""

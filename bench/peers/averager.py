@@ -1,5 +1,8 @@
 """One peer of hivemind's DecentralizedAverager: an averager for each of the compressions that are asked for.
 
+It takes outer rounds as DiLoCo on hivemind does: the difference from the anchor goes into the averager, and what comes
+out is the gradient of an SGD with Nesterov momentum that moves the anchor.
+
 `python -m bench.peers.averager HOST` listens on that IPv4 address.
 """
 
@@ -44,6 +47,9 @@ COMPRESSIONS = {
 NUM_TENSORS = 20
 """Into which the vector is cut, as a model's is."""
 
+OUTER_LEARNING_RATE = 0.7
+OUTER_MOMENTUM = 0.9
+
 LOOK = 0.002
 """Seconds between two looks at what a step is doing."""
 
@@ -68,7 +74,9 @@ class Averager:
         self._host = host
         self._dht: Any = None
         self._rank = 0
-        self._vector = torch.empty(0)
+        self._vectors: Sequence[torch.Tensor] = ()  # What the inner steps have come to: one vector, cut.
+        self._anchors: Sequence[torch.Tensor] = ()
+        self._outer: Any = None
         self._tensors: dict[str, list[torch.Tensor]] = {}  # By compression; what the averager shares with us.
         self._averagers: dict[str, Any] = {}
 
@@ -87,9 +95,11 @@ class Averager:
         """Averagers for groups of so many peers; those before are closed."""
         self._close()
         self._rank = rank
-        self._vector = vectors.vector(rank, elements)
+        self._vectors = vectors.vector(rank, elements).chunk(NUM_TENSORS)
+        self._anchors = [torch.zeros_like(part) for part in self._vectors]
+        self._outer = torch.optim.SGD(self._anchors, OUTER_LEARNING_RATE, OUTER_MOMENTUM, nesterov=True)
         for compression in compressions:
-            tensors = [torch.zeros(len(part)) for part in self._vector.chunk(NUM_TENSORS)]
+            tensors = [torch.zeros_like(part) for part in self._vectors]
             self._tensors[compression] = tensors
             self._averagers[compression] = DecentralizedAverager(
                 tensors,
@@ -100,22 +110,23 @@ class Averager:
                 compression=COMPRESSIONS[compression](),
             )
 
-    def fill(self, compression: str) -> None:
-        """Put this peer's vector in place of what was averaged."""
-        with self._averagers[compression].get_tensors() as tensors:
-            for tensor, part in zip(tensors, self._vector.chunk(NUM_TENSORS), strict=True):
-                tensor.copy_(part)
+    def begin(self) -> None:
+        """Put the anchor where it was at first."""
+        for anchor in self._anchors:
+            anchor.zero_()
 
     def average(
         self, compression: str, seconds: float, is_watched: bool = False, dies_after: float | None = None
     ) -> dict[str, Any]:
-        """One round, of at most so many seconds, by the clock that all processes share.
+        """One outer round, of at most so many seconds, by the clock that all processes share.
 
         If it is watched it says when the exchange began; so long after that the process may kill itself.
         """
         began = time.monotonic()
+        self._load(compression)
+        loaded = time.monotonic()
         control = self._averagers[compression].step(wait=False, timeout=seconds)
-        matched = self._wait_for_exchange(control) if is_watched else began
+        matched = self._wait_for_exchange(control) if is_watched else loaded
         if dies_after is not None:
             time.sleep(dies_after)
             os.killpg(0, signal.SIGKILL)
@@ -123,7 +134,17 @@ class Averager:
             size = len(control.result(timeout=seconds))
         except FAILURES:
             size = 0
-        return {"began": began, "matched": matched, "ended": time.monotonic(), "size": size}
+        averaged = time.monotonic()
+        self._step(compression)
+        ended = time.monotonic()
+        return {
+            "began": began,
+            "loaded": loaded,
+            "matched": matched,
+            "averaged": averaged,
+            "ended": ended,
+            "size": size,
+        }
 
     def digest(self, compression: str) -> str:
         """Of the tensors as they are now."""
@@ -133,8 +154,19 @@ class Averager:
         return found.hexdigest()
 
     def error(self, compression: str, group: int) -> float:
-        """Relative L2 distance of the tensors from the mean of the group's vectors."""
-        return vectors.error(torch.cat(self._tensors[compression]), range(group))
+        """Relative L2 distance of the averaged tensors from the mean of the group's vectors; the anchor was zero."""
+        return vectors.error(-torch.cat(self._tensors[compression]), range(group))
+
+    def _load(self, compression: str) -> None:
+        with self._averagers[compression].get_tensors() as tensors:
+            for tensor, anchor, vector in zip(tensors, self._anchors, self._vectors, strict=True):
+                torch.sub(anchor, vector, out=tensor)
+
+    def _step(self, compression: str) -> None:
+        with self._averagers[compression].get_tensors() as tensors:
+            for tensor, anchor in zip(tensors, self._anchors, strict=True):
+                anchor.grad = tensor
+            self._outer.step()
 
     def _wait_for_exchange(self, control: StepControl) -> float:
         while control.stage not in (AveragingStage.RUNNING_ALLREDUCE, AveragingStage.FINISHED) and not control.done():

@@ -30,7 +30,8 @@ class Played:
                 raise PeerError("it has killed itself")
             case "average":
                 began = 10.0 + self.rank
-                return {"began": began, "matched": began + 1.0, "ended": 15.0 + self.rank, "size": self.size}
+                times = {"began": began, "loaded": began + 0.5, "matched": began + 1.5, "averaged": 14.0 + self.rank}
+                return {**times, "ended": 15.0 + self.rank, "size": self.size}
             case "digest":
                 return self.digest
             case "error":
@@ -51,9 +52,10 @@ def test_a_round_lasts_from_the_first_call_to_the_last_return() -> None:
     found = run(averagers(played).round("NONE", is_watched=True))
     assert found.seconds == 7.0
     assert found.formed == -1.0, "from the last call to the first exchange"
+    assert found.averaging == 5.5, "from when the first has loaded to when the last has the average"
     assert found.has_succeeded
     assert found.num_results == 1
-    assert played[0].asked == ["fill", "average", "digest"], "vectors are put in place before"
+    assert played[0].asked == ["begin", "average", "digest"], "anchors are put in place before"
 
 
 @pytest.mark.parametrize(("size", "digest", "expected"), [(2, "same", (False, 1)), (3, "other", (True, 2))])
