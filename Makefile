@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Each process of a swarm would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 PROTO := $(wildcard proto/distqat/v1/*.proto)
 
 .PHONY: install proto proto-check fmt lint types test sim e2e soak bench demo clean

@@ -10,10 +10,13 @@
     start     commands and daemons until they answer
     wire      every codec, on one core
     stream    tensors and small calls between two processes
+    transfer  committed state from one expert to another
     pipeline  models in two and three stages beside one process and beside hivemind; heavy: bytes of a large one
     links     the same over slow links
     curve     what rounding on the wire costs in learning
     newcomer  what a newcomer's cold optimizer costs
+    failover  what the loss of an expert costs: recovery, regroup, restored
+    overhead  what staying alive costs while nothing fails
     overlap   steps beside outer rounds
     round     one outer round of siblings; killed: with one that dies; roundlines: what is to be reached
               group, sibling, timed, memory, runs: ours; averagers: hivemind's

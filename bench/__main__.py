@@ -17,15 +17,18 @@ NAMES = (
     "start",
     "wire",
     "stream",
+    "transfer",
     "pipeline",
     "links",
     "curve",
     "newcomer",
     "failover",
+    "overhead",
     "round",
     "overlap",
     "diloco",
     "ramp",
+    "quant",
 )
 
 KEEPING = ("diloco", "ramp")

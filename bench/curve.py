@@ -25,7 +25,7 @@ from distqat.ids import MicrobatchId
 from distqat.model.build import build_stage
 from distqat.model.stage import Stage
 from distqat.pipeline.split import split
-from distqat.roles.drive import to_tensors
+from distqat.roles.trials import to_tensors
 from distqat.wire import tensors
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "pydocs.yaml"

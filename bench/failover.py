@@ -1,10 +1,13 @@
-"""What the loss of an expert costs: in loss, by what its successor goes on with, and in seconds."""
+"""What the loss of an expert costs: in loss, by what its successor goes on with, and in seconds.
+
+And how soon a newcomer contributes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from bench import recovery, restored
+from bench import recovery, regroup, restored
 from bench.case import Line
 from bench.workers import open_worker
 
@@ -23,3 +26,5 @@ async def bench(quick: bool) -> AsyncIterator[Line]:
     for kill in recovery.KILLS[:1] if quick else recovery.KILLS:
         for line in recovery.lines(kill, await recovery.recoveries(kill, 2 if quick else KILLS)):
             yield line
+    for line in regroup.lines(await regroup.regroupings(2 if quick else KILLS)):
+        yield line

@@ -19,7 +19,7 @@ from distqat.data.sources import Source, open_source
 from distqat.data.tasks import find_task
 from distqat.ids import MicrobatchId
 from distqat.model.build import build_stage
-from distqat.roles.drive import to_tensors
+from distqat.roles.trials import to_tensors
 from distqat.rpc.virtual import VirtualTimeLoop
 
 

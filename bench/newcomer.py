@@ -33,7 +33,7 @@ from distqat.data.tasks import find_task
 from distqat.ids import MicrobatchId
 from distqat.model.build import build_whole
 from distqat.model.stage import Stage
-from distqat.roles.drive import to_tensors
+from distqat.roles.trials import to_tensors
 from distqat.sections import DataSection, ModelSection, OptimizerSection, RunSection, SyncSection
 
 SEEDS = (1, 2, 3)

@@ -120,6 +120,10 @@ class Expert:
     async def begin(self, train: bool) -> None:
         """Nothing to wait for."""
 
+    def orders_round(self, ordered: bool | None) -> bool:
+        """No rounds."""
+        return False
+
     async def committed(self, at: StepRef, samples: int) -> None:
         """No rounds."""
 

@@ -183,6 +183,10 @@ class Host:
         """See pipeline.host."""
         await self.rounds.opened()
 
+    def orders_round(self, ordered: bool | None) -> bool:
+        """See pipeline.host."""
+        return self.rounds.orders_round(ordered)
+
     async def committed(self, at: StepRef, samples: int) -> None:
         """See pipeline.host."""
         self.moments.append(time.monotonic())

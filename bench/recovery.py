@@ -50,6 +50,7 @@ class Kill:
     lease: float = 3.0
     goals: tuple[Goal | None, Goal | None] = (None, None)
     """Of the median and of the slowest percent."""
+    spares: int = 1
 
     def settings(self) -> dict[str, str]:
         """Of the run."""
@@ -62,7 +63,7 @@ class Kill:
 
     @property
     def pipelines(self) -> int:
-        """In the swarm; a cold spare needs somebody to get the state from."""
+        """In the swarm; who is not warm needs somebody to get the state from."""
         return 1 if self.is_warm else 2
 
 
@@ -80,18 +81,39 @@ class RecoveryError(RuntimeError):
     """The swarm did not come to where a measurement begins."""
 
 
-def lines(kill: Kill, seconds: Sequence[float]) -> list[Line]:
-    """Percentiles of what was measured."""
+@dataclass(frozen=True)
+class Recovery:
+    """Seconds since one kill."""
+
+    found: float
+    """Until the client took the victim for lost."""
+    stepped: float
+    """Until its pipeline, or one instead of it, had committed another step."""
+
+
+def lines(kill: Kill, recovered: Sequence[Recovery]) -> list[Line]:
+    """Percentiles of what was measured; who is stopped has to be found within its lease and half a second."""
+    found = percentiles(kill.name, [one.stepped for one in recovered], kill.goals)
+    if kill.signal is signal.SIGSTOP:
+        within = Goal("value", kill.lease + 0.5)
+        found += percentiles(f"{kill.name}: found", [one.found for one in recovered], (within, within))
+    return found
+
+
+def percentiles(
+    name: str, seconds: Sequence[float], goals: tuple[Goal | None, Goal | None], what: str = "kills"
+) -> list[Line]:
+    """A line for the median, and for the slowest twentieth and hundredth."""
     ordered = sorted(seconds)
     found = []
-    for percent, goal in ((50, kill.goals[0]), (95, None), (99, kill.goals[1])):
+    for percent, goal in ((50, goals[0]), (95, None), (99, goals[1])):
         value = ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]
-        case = Case("failover", f"{kill.name}, p{percent} of {len(ordered)} kills", "s", "lower", goal=goal)
+        case = Case("failover", f"{name}, p{percent} of {len(ordered)} {what}", "s", "lower", goal=goal)
         found.append(case.line([value]))
     return found
 
 
-async def recoveries(kill: Kill, times: int) -> list[float]:
+async def recoveries(kill: Kill, times: int) -> list[Recovery]:
     """So many kills in one swarm."""
     async with open_crew(kill) as crew:
         return [await crew.kill() for _ in range(times)]
@@ -119,34 +141,51 @@ class Crew:
         head = start_daemon("head", self._folder, ["--role", "client", "--role", "trainer", *chosen])
         self.daemons.append(head)
         self.head = await self._until(lambda: address_of(head), "the head to listen")
-        for _ in range(STAGES * self._kind.pipelines + 1):
-            self._add()
+        for _ in range(STAGES * self._kind.pipelines + self._kind.spares):
+            self.add()
 
-    async def kill(self) -> float:
-        """Seconds until the pipeline of the lost expert, or one instead of it, has committed another step."""
-        status = await self._ready()
+    async def kill(self) -> Recovery:
+        """Hurt an expert, put another in its place, and say how long the pipeline took to go on."""
+        status = await self.ready()
         followed = next((e.follows for _, e in status.experts() if e.warm), 0)
         victim, pipeline = next((p, e.pipeline) for p, e in status.experts() if e.seated and e.stage == followed)
         daemon = next(d for d in self.daemons if address_of(d) == victim.endpoint)
         others = {e.pipeline for _, e in status.experts() if e.pipeline and e.pipeline != pipeline}
-        remote = Remote(self._transport, self.head, 20.0)
-        known, last = await remote.events(), await remote.metrics(0)
-        serials = known.events[-1].serial, last[-1].serial if last else 0
+        remote = self.remote()
+        event, metric = await self.serials()
         began = time()
         daemon.process.send_signal(self._kind.signal)
-        seconds = await self._stepped(remote, others, *serials) - began
+        stepped = await self._stepped(remote, others, event, metric) - began
+        told = (await remote.events(event)).events
+        found = next(e.wall for e in told if e.kind == Happened.LOST and e.subject.peer == victim.peer) - began
+        await self.bury(daemon)
+        self.add()
+        return Recovery(found, stepped)
+
+    def add(self) -> Daemon:
+        """One more expert."""
+        self._experts += 1
+        name = f"expert-{self._experts}"
+        daemon = start_daemon(name, self._folder, ["--role", "expert", "--join", str(self.head)])
+        self.daemons.append(daemon)
+        return daemon
+
+    async def bury(self, daemon: Daemon) -> None:
+        """Be sure that it is dead, and forget it."""
         daemon.process.kill()
         await asyncio.to_thread(daemon.process.wait)
         self.daemons.remove(daemon)
-        self._add()
-        return seconds
 
-    def _add(self) -> None:
-        self._experts += 1
-        name = f"expert-{self._experts}"
-        self.daemons.append(start_daemon(name, self._folder, ["--role", "expert", "--join", str(self.head)]))
+    def remote(self, at: Endpoint | None = None) -> Remote:
+        """The head, or another daemon."""
+        return Remote(self._transport, at or self.head, 20.0)
 
-    async def _ready(self) -> SwarmStatus:
+    async def serials(self) -> tuple[int, int]:
+        """Of the head's last event and metric line."""
+        known, last = await self.remote().events(), await self.remote().metrics(0)
+        return known.events[-1].serial, last[-1].serial if last else 0
+
+    async def ready(self) -> SwarmStatus:
         """Once the pipeline trains, has committed rounds, and the spare is where it should be."""
         last: list[SwarmStatus] = []
         end = monotonic() + PATIENCE
@@ -168,7 +207,8 @@ class Crew:
         spares = [e for _, e in status.experts() if not e.seated and e.warm == self._kind.is_warm]
         training = [line for line in status.pipelines() if line.phase == "training"]
         count = self._kind.pipelines
-        return len(training) == count and len(seated) == STAGES * count and len(spares) == 1
+        found = (len(training), len(seated), len(spares))
+        return found == (count, STAGES * count, self._kind.spares)
 
     async def _stepped(self, remote: Remote, others: set[str], event: int, metric: int) -> float:
         """When a step was committed on a route that was opened after that event, by the clock of this machine."""

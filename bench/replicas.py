@@ -28,8 +28,8 @@ from distqat.data.tasks import find_task
 from distqat.ids import Endpoint, MicrobatchId, PeerId, StageIndex
 from distqat.model.build import build_stage
 from distqat.model.stage import Stage
-from distqat.roles.drive import EVALUATION_BATCH, to_tensors
 from distqat.roles.flight import Flight, Handover, is_own, touched_by
+from distqat.roles.trials import EVALUATION_BATCH, to_tensors
 from distqat.rpc.local import Network
 
 T = TypeVar("T")

@@ -34,7 +34,7 @@ from distqat.ids import MicrobatchId
 from distqat.model.build import build_stage
 from distqat.model.local import OPTIMIZER, LocalState
 from distqat.model.stage import Stage
-from distqat.roles.drive import to_tensors
+from distqat.roles.trials import to_tensors
 from distqat.sections import DataSection, ModelSection, OptimizerSection, RunSection, SyncSection
 
 PIPELINES = 2

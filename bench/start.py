@@ -17,6 +17,7 @@ import psutil
 
 from bench.case import Case, Goal, Line, interleave
 from distqat.cli.daemons import start_daemon
+from distqat.cli.nursery.process import Process
 from distqat.errors import RpcError
 from distqat.ids import Endpoint
 from distqat.peer.identity import running_endpoints
@@ -98,7 +99,7 @@ async def _monitor() -> Took:
             daemon.process.wait()
 
 
-async def _endpoint(state_dir: Path, process: subprocess.Popen[bytes]) -> Endpoint:
+async def _endpoint(state_dir: Path, process: Process) -> Endpoint:
     """Where the only daemon of this folder listens."""
     while not (running := running_endpoints(state_dir)):
         if process.poll() is not None:

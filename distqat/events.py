@@ -61,6 +61,11 @@ class Kind(StrEnum):
     SEAT_TAKEN = "seat taken", "stage"
     STATE_OBTAINED = "state obtained", "stage", "how", "round", "seconds"
     SEAT_GIVEN_BACK = "seat given back", "stage"
+    FOLLOWING = "following", "stage"
+    PROMOTED = "promoted", "stage"
+    CHECKPOINT_WRITTEN = "checkpoint written", "stage", "round"
+    CHECKPOINT_FAILED = "checkpoint failed", "stage", "round"
+    CHECKPOINT_REFUSED = "checkpoint refused"
     ROUTE_OPENED = "route opened", "stage", "pipeline", "epoch", "attempt", "step"
     ROUTE_CLOSED = "route closed", "stage", "pipeline", "epoch", "attempt"
     ROUND_COMMITTED = "round committed", "stage", "round", "seconds"
@@ -68,17 +73,33 @@ class Kind(StrEnum):
     CAUGHT_UP = "caught up", "stage", "round"
     CONTRIBUTION_REFUSED = "contribution refused", "stage", "peer"
 
+    # The mirror.
+    MIRRORING = "mirroring", "stage"
+
     # The trainer.
     EPOCH_OPENED = "epoch opened", "pipeline", "epoch", "attempt", "step"
     HOP_BROKE = "hop broke", "pipeline", "epoch", "attempt", "step", "peer", "how"
     STEP_REPLAYED = "step replayed", "pipeline", "step"
+    BATCH_SKIPPED = "batch skipped", "pipeline", "step", "samples"
+    EVALUATIONS_ENDED = "evaluations ended", "pipeline", "step"
     RECOVERED = "recovered", "pipeline", "step", "seconds"
     PIPELINE_FINISHED = "pipeline finished", "pipeline", "step"
     PIPELINE_STOPPED = "pipeline stopped", "pipeline", "step"
 
 
 TROUBLE = frozenset(
-    {Kind.ROLE_FAILED, Kind.LOST, Kind.ACTION_FAILED, Kind.ROUND_FAILED, Kind.CONTRIBUTION_REFUSED, Kind.HOP_BROKE}
+    {
+        Kind.ROLE_FAILED,
+        Kind.LOST,
+        Kind.ACTION_FAILED,
+        Kind.ROUND_FAILED,
+        Kind.CONTRIBUTION_REFUSED,
+        Kind.CHECKPOINT_FAILED,
+        Kind.CHECKPOINT_REFUSED,
+        Kind.HOP_BROKE,
+        Kind.BATCH_SKIPPED,
+        Kind.EVALUATIONS_ENDED,
+    }
 )
 """Kinds that are no part of an ordinary life."""
 

@@ -89,7 +89,7 @@ def template(settings: type[BaseModel]) -> str:
         assert issubclass(kind, BaseModel)
         lines += ["", f"# {kind.__doc__}", f"{name}:"]
         for key, field in kind.model_fields.items():
-            value = json.dumps(field.get_default(call_default_factory=True))
+            value = json.dumps(field.get_default(call_default_factory=True), default=BaseModel.model_dump)
             lines += [f"  # {field.description}", f"  {key}: {value}"]
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "distqat"
 
 FOUNDATION = {
-    *("errors", "ids", "config", "sections", "settings_file", "aio"),
+    *("errors", "ids", "config", "sections", "quant_sections", "settings_file", "aio"),
     *("telemetry", "timeline", "times", "events", "event_log"),
 }
 LAYERS = {

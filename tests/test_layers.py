@@ -60,6 +60,8 @@ PURE = (
     "model/checks.py",
     "model/fragments.py",
     "model/partition.py",
+    "model/quant/grid.py",
+    "model/quant/rules.py",
     "model/rates.py",
     "model/shapes.py",
     "model/steps.py",

@@ -6,6 +6,7 @@ from distqat.averaging import events, messages
 from distqat.averaging.context import Context
 from distqat.averaging.events import Answered, Event, Standing
 from distqat.averaging.group import Contact, Invite, Invited, Join, JoinReply, Leave, Verdict, Vote
+from distqat.averaging.presence import while_there
 from distqat.errors import (
     DeadlineError,
     DistqatError,
@@ -24,7 +25,7 @@ LEAVE_SECONDS = 1.0
 """For telling a sibling that this one leaves."""
 
 
-async def ask(context: Context, leader: Contact, join: Join) -> Event:
+async def ask(context: Context, leader: Contact, join: Join, is_watched: bool) -> Event:
     """Wait at a leader until the group has formed."""
 
     async def call() -> bytes:
@@ -32,7 +33,7 @@ async def ask(context: Context, leader: Contact, join: Join) -> Event:
         return await context.transport.call(leader.endpoint, messages.JOIN, messages.encode(join), deadline)
 
     try:
-        reply = messages.decode(JoinReply, await context.while_live(leader.peer, call))
+        reply = messages.decode(JoinReply, await while_there(context, leader, call, is_watched))
     except DistqatError as error:
         return _refusal(error)
     if reply.group is not None:
@@ -41,7 +42,7 @@ async def ask(context: Context, leader: Contact, join: Join) -> Event:
     return events.Outdated(reply.stale)
 
 
-async def cast(context: Context, leader: Contact, vote: Vote) -> Event:
+async def cast(context: Context, leader: Contact, vote: Vote, is_watched: bool) -> Event:
     """Tell the leader what the attempt came to here, and wait for its verdict."""
 
     async def call() -> bytes:
@@ -49,7 +50,7 @@ async def cast(context: Context, leader: Contact, vote: Vote) -> Event:
         return await context.transport.call(leader.endpoint, messages.VOTE, messages.encode(vote), deadline)
 
     try:
-        return events.Heard(messages.decode(Verdict, await context.while_live(leader.peer, call)))
+        return events.Heard(messages.decode(Verdict, await while_there(context, leader, call, is_watched)))
     except DistqatError as error:
         return _refusal(error)
 

@@ -46,6 +46,11 @@ class Company:
         """Those that a forming round waits for."""
         return self.live - self.given_up
 
+    @property
+    def quiet(self) -> set[PeerId]:
+        """Those that did not answer when they were asked last, in this call or an earlier one."""
+        return set(self._silent_since)
+
     def look(self, ready: Mapping[PeerId, Endpoint]) -> None:
         """The directory has these."""
         self.live = set(ready) - {self.me}

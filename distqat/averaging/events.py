@@ -202,10 +202,14 @@ Event = (
 
 @dataclass(frozen=True)
 class Ask:
-    """Wait at that leader for its group; comes to Grouped, Outdated, Declined, Unreached or Dismissed."""
+    """Wait at that leader for its group; comes to Grouped, Outdated, Declined, Unreached or Dismissed.
+
+    `is_watched`: it is Unreached as soon as it answers nothing any more.
+    """
 
     leader: Contact
     join: Join
+    is_watched: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,10 +221,11 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Cast:
-    """Tell the leader the vote; comes to Heard, Declined, Unreached or Dismissed."""
+    """Tell the leader the vote; comes to Heard, Declined, Unreached or Dismissed. `is_watched` as for Ask."""
 
     leader: Contact
     vote: Vote
+    is_watched: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 Siblings join, leave when their call breaks, and join again. The leader is one of them; it decides nothing before it
 has joined itself. A round never waits for a sibling that is lost; for one that lives it waits as long as such
-siblings took before (`Patience`), and for one that says it takes part elsewhere as long as for any. It starts only
-if those who have joined decide (`Quorum`), and if nothing else may have come of the round before (`doubts`).
+siblings took before (`Patience`), for a shorter time if none of those who are missing answers, and for one that says
+it takes part elsewhere as long as for any. It starts only if those who have joined decide (`Quorum`), and if nothing
+else may have come of the round before (`doubts`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Others:
     """Those that are gone for sure, or have been silent for so long that they are taken for dead."""
     silent: Collection[PeerId] = ()
     """Those that have been asked and did not answer, or cannot be asked."""
+    quiet: Collection[PeerId] = ()
+    """Those that did not answer when they were asked last, in this call or before it."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class Form:
         if any(peer in others.engaged for peer in missing):
             # Without anybody who decides, starting without them could commit the round twice.
             deadline = self._first_arrival + self.patience.longest if quorum.base else math.inf
+        elif quorum.base and _are_quiet(missing, others):
+            deadline = max(self._first_arrival + self.patience.quiet_seconds(), self._extended)
         if missing and now < deadline:
             return Wait(deadline, missing)
         differing = self._other_than(reference, same_round=True)
@@ -143,9 +148,9 @@ class Form:
             # They come again with the right anchor, so the wait begins anew.
             self._extended = now + self.patience.longest
             return CatchUp(differing, reference)
-        return self._judge(others, quorum, now, bool(missing))
+        return self._judge(others, quorum, now, missing)
 
-    def _judge(self, others: Others, quorum: Quorum, now: float, missed_someone: bool) -> Decision:
+    def _judge(self, others: Others, quorum: Quorum, now: float, missed: Collection[PeerId]) -> Decision:
         """All that are waited for are here, and hold the same anchor."""
         voices = [join.peer for join in self.joins if join.has_voice]
         # Who is here without a voice has lost what it said before, as if it were gone.
@@ -167,7 +172,7 @@ class Form:
         stuck = self._stuck(self._told(quorum, voices, gone, others), others, now)
         if stuck is not None:
             return stuck
-        self._learn(missed_someone)
+        self._learn(missed, others, quorum)
         return Start(self.joins)
 
     def _told(
@@ -185,7 +190,8 @@ class Form:
     def _ask(self, unknown: Collection[PeerId], others: Others, now: float) -> Wait | None:
         """A wait for siblings that matter, until it is known that they do not answer."""
         open_ = tuple(sorted(peer for peer in unknown if peer not in others.silent))
-        until = self._first_arrival + self.patience.longest
+        wait = self.patience.quiet_seconds() if _are_quiet(open_, others) else self.patience.longest
+        until = self._first_arrival + wait
         return Wait(until, open_) if open_ and now < until else None
 
     def _reference(self) -> Join:
@@ -210,7 +216,15 @@ class Form:
     def _first_arrival(self) -> float:
         return min(self._arrivals.values())
 
-    def _learn(self, missed_someone: bool) -> None:
-        spread = max(self._arrivals.values()) - min(self._arrivals.values())
-        if len(self._arrivals) > 1 or missed_someone:
-            self.patience.note(self.patience.longest if missed_someone else spread)
+    def _learn(self, missed: Collection[PeerId], others: Others, quorum: Quorum) -> None:
+        if quorum.base and _are_quiet(missed, others):
+            self.patience.note_quiet()
+        elif missed:
+            self.patience.note(self.patience.longest)
+        elif len(self._arrivals) > 1:
+            self.patience.note(max(self._arrivals.values()) - min(self._arrivals.values()))
+
+
+def _are_quiet(missing: Collection[PeerId], others: Others) -> bool:
+    """Whether there are some, and none of these answers."""
+    return bool(missing) and all(peer in others.quiet for peer in missing)

@@ -30,6 +30,7 @@ def gather(way: Way) -> bool:
         engaged=company.engaged & company.expected,
         gone=company.dead(way.now),
         silent=company.unreachable({*company.base, *company.live, *_in_doubt(way)}),
+        quiet=company.quiet,
     )
     decision = way.form.decide(others, way.quorum, way.now)
     if isinstance(decision, Wait):

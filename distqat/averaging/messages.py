@@ -30,6 +30,8 @@ JOIN = Method(AVERAGING, "Join")
 EXCHANGE = Method(AVERAGING, "Exchange", Lane.BULK)
 VOTE = Method(AVERAGING, "Vote")
 LEAVE = Method(AVERAGING, "Leave")
+PROBE = Method(AVERAGING, "Probe")
+"""Answered at once, with nothing: whoever waits at a leader sees that it still answers."""
 
 T = TypeVar("T")
 

@@ -164,12 +164,12 @@ class Pursuit:
 
     def _do(self, action: events.Action) -> None:
         match action:
-            case events.Ask(leader, join):
-                self._start(partial(calls.ask, self.context, leader, join))
+            case events.Ask(leader, join, is_watched):
+                self._start(partial(calls.ask, self.context, leader, join, is_watched))
             case events.Exchange(group):
                 self._start(partial(self._average, group))
-            case events.Cast(leader, vote):
-                self._start(partial(calls.cast, self.context, leader, vote))
+            case events.Cast(leader, vote, is_watched):
+                self._start(partial(calls.cast, self.context, leader, vote, is_watched))
             case events.Fetch():
                 self._start(partial(self._catch_up, action))
             case events.Ring(contact):

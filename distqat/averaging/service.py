@@ -23,6 +23,7 @@ def services(averager: Averager) -> list[Service]:
         messages.JOIN.name: answers.join,
         messages.VOTE.name: answers.vote,
         messages.LEAVE.name: answers.leave,
+        messages.PROBE.name: answers.probe,
     }
     return [
         Service(messages.AVERAGING, calls, {messages.EXCHANGE.name: answers.exchange}),
@@ -77,6 +78,10 @@ class _Answers:
         leave = messages.decode(Leave, request)
         self.context.check(leave.run, leave.stage)
         self.pursuit.feed(Departed(leave.peer))
+        return b""
+
+    async def probe(self, request: bytes, caller: Caller) -> bytes:
+        """Somebody who waits here wants to know whether this sibling answers."""
         return b""
 
     def _state(self) -> OuterState:

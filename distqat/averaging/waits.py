@@ -14,6 +14,12 @@ LEAST_RATE = 1e6
 LEAST_PATIENCE = 1.0
 """Seconds for which a leader waits at least: a sibling that is left out loses its progress and costs a snapshot."""
 
+LEAST_QUIET = 0.3
+"""Seconds for which a leader waits at least for siblings of which none answers: it rings them meanwhile."""
+
+FRUITLESS = 4
+"""Rounds in a row without siblings that did not answer, after which they are waited for twice as long."""
+
 SPREADS = 8.0
 """Median absolute deviations above the median arrival for which a leader waits."""
 
@@ -30,7 +36,7 @@ class Waits:
     join: float
     """Longest wait of a member for its group; longer than `form`, so the leader decides first."""
     invite: float
-    """Answer to an invitation."""
+    """Answer to an invitation. Who is waited for and answers nothing for so long is taken for silent."""
     progress: float
     """An owner's wait for the next chunk of a member."""
     answer: float
@@ -51,7 +57,7 @@ class Waits:
         return cls(
             form=longest,
             join=2 * longest,
-            invite=min(1.0, longest / 2),
+            invite=min(0.75, longest / 2),
             progress=longest / 2,
             answer=longest,
             ballot=longest,
@@ -67,15 +73,29 @@ class Patience:
     def __init__(self, longest: float) -> None:
         self.longest = longest
         self._spreads: deque[float] = deque(maxlen=REMEMBERED)  # First to last arrival of past rounds, in seconds.
+        self._quiet_rounds = 0  # In a row, taken without siblings that did not answer.
 
     def note(self, spread: float) -> None:
         """So many seconds lay between the first and the last arrival of a round; `longest` if someone was missed."""
         self._spreads.append(min(spread, self.longest))
+        self._quiet_rounds = 0
+
+    def note_quiet(self) -> None:
+        """A round was taken without siblings that did not answer; of how long the others take that says nothing."""
+        self._quiet_rounds += 1
 
     def seconds(self) -> float:
         """Seconds to wait from the first arrival on; the longest while nothing is known."""
+        return min(self.longest, max(LEAST_PATIENCE, self._learned(self.longest)))
+
+    def quiet_seconds(self) -> float:
+        """The same if none of them answers: dead, most likely. One that only is slow is waited for in the end."""
+        seconds = max(LEAST_QUIET, self._learned(LEAST_PATIENCE))
+        return min(self.longest, seconds * 2.0 ** (self._quiet_rounds // FRUITLESS))
+
+    def _learned(self, unknown: float) -> float:
         if not self._spreads:
-            return self.longest
+            return unknown
         median = statistics.median(self._spreads)
         deviation = statistics.median(abs(spread - median) for spread in self._spreads)
-        return min(self.longest, max(LEAST_PATIENCE, median + SPREADS * deviation))
+        return median + SPREADS * deviation

@@ -86,6 +86,12 @@ class Way:
         """Whether this sibling leads the attempt."""
         return self.leader == self.me
 
+    @property
+    def is_watchful(self) -> bool:
+        """Whether a leader that answers nothing is left at once. Before the first round nobody in particular decides,
+        and a sibling that only believes the others silent would found the run once more."""
+        return bool(self.quorum.base)
+
     def act(self, action: events.Action) -> None:
         """Have it done."""
         self.actions.append(action)
@@ -114,7 +120,7 @@ class Way:
             return
         self.state = State.JOINING
         self.send_away(RefusedError(f"{short(self.leader.peer)} leads {self.round}"))
-        self.act(events.Ask(self.leader, self._joining()))
+        self.act(events.Ask(self.leader, self._joining(), self.is_watchful))
 
     def pause(self) -> None:
         """The next attempt comes in a moment."""
@@ -264,7 +270,7 @@ class Way:
             self.tally.cast(vote)
         else:
             self.state = State.VOTING
-            self.act(events.Cast(self.leader, vote))
+            self.act(events.Cast(self.leader, vote, self.is_watchful))
 
     def _doubt(self, group: Group, digest: str) -> None:
         known = self.doubt.members if self.doubt is not None else ()
@@ -315,7 +321,7 @@ class Way:
             return self.me
         if invite is not None:
             return Contact(invite.leader, invite.endpoint)
-        able = (self.company.expected - self.company.declined) | {me}
+        able = (self.company.expected - self.company.declined - self.company.quiet) | {me}
         first = rendezvous.order(self.round, able)[0]
         return self.me if first == me else self.company.contact(first)
 

@@ -53,6 +53,7 @@ class Scorecard:
     samples: int
     samples_lost: int
     samples_doubled: int
+    samples_skipped: int
     failures: tuple[str, ...] = ()
 
     @property
@@ -86,8 +87,9 @@ class Scorecard:
             digests_equal=digests_equal,
             stages_compared=stages,
             samples=run.committed,
-            samples_lost=run.lost + run.budget - run.committed,
+            samples_lost=run.lost + run.budget - run.committed - run.skipped,
             samples_doubled=run.doubled,
+            samples_skipped=run.skipped,
         )
         return dataclasses.replace(card, failures=tuple(card._shortcomings(settings)))
 
@@ -113,6 +115,8 @@ class Scorecard:
         table.add_row("anchor digests equal", equal, "")
         table.add_row("samples trained", str(self.samples), "")
         table.add_row("samples lost, doubled", f"{self.samples_lost}, {self.samples_doubled}", "")
+        if self.samples_skipped:
+            table.add_row("samples skipped: training on them fails", str(self.samples_skipped), "")
         table.add_row("seconds, start to end", f"{self.seconds:.1f}", "")
         table.add_row("verdict", "passed" if self.passed else "; ".join(self.failures), "")
         return table
@@ -131,6 +135,8 @@ class Scorecard:
             found.append("no digests could be compared")
         if self.samples_lost or self.samples_doubled:
             found.append(f"{self.samples_lost} samples lost, {self.samples_doubled} doubled")
+        if self.samples_skipped:
+            found.append(f"{self.samples_skipped} samples skipped")
         return found
 
     def _is_near_baseline(self) -> bool:

@@ -101,6 +101,8 @@ def _run_line(swarm: SwarmStatus, run: RunStatus | None) -> Text:
         return line.append("\nwaiting: no client in this swarm", "yellow")
     share = run.committed / run.budget if run.budget else 0.0
     line.append(f"  {run.committed}/{run.budget} samples ({share:.0%}), {len(run.stages)} stages")
+    if run.skipped:
+        line.append(f", {run.skipped} samples skipped", "yellow")
     client = next((role for peer in swarm.peers for role in peer.roles if role.run is not None), None)
     return line.append(f"\n{client.phase}: {client.reason}" if client is not None else "", "dim")
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from distqat.aio import Backoff
-from distqat.data.ledger import Claim, ClaimAnswer, Ledger
+from distqat.data.claims import Claim, ClaimAnswer
+from distqat.data.ledger import Ledger
 from distqat.data.messages import CLAIM, RESOLVE, ClaimRequest, ResolveAnswer, ResolveRequest, decode_answer
 from distqat.data.sampler import Sampler
 from distqat.data.sources.splits import Arrays, Source

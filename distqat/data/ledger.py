@@ -7,77 +7,16 @@ fault in the bookkeeping would show as lost or doubled samples.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
-from distqat.data.intervals import Interval, IntervalSet
+from distqat.data.claims import Claim, ClaimAnswer, LedgerSnapshot
+from distqat.data.intervals import IntervalSet
 from distqat.data.steplog import Entry, StepLog
 from distqat.errors import StateError
 
 ID_GAP = 1 << 20
 """Claim ids that a restored ledger leaves out; more than are handed out between two writes of the books."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Positions [begin, end) that belong to a pipeline; `id` counts from 1."""
-
-    id: int
-    pipeline: str
-    begin: int
-    end: int
-    step: int = 0
-    """Of the pipeline, for which they are; 0: unknown."""
-
-    @property
-    def samples(self) -> int:
-        """How many positions it holds."""
-        return self.end - self.begin
-
-
-@dataclass(frozen=True)
-class ClaimAnswer:
-    """What a request for samples came to; without a claim, `reason` says why."""
-
-    claim: Claim | None
-    is_finished: bool = False
-    reason: str = ""
-    serial: int = 0
-
-
-@dataclass(frozen=True)
-class LedgerSnapshot:
-    """Everything a ledger knows, as it is kept on disk or handed to another client."""
-
-    budget: int
-    num_claims: int
-    doubled: int
-    committed: tuple[Interval, ...]
-    claims_committed: tuple[Interval, ...]
-    claims_given_back: tuple[Interval, ...]
-    open: tuple[Claim, ...]
-    released: tuple[Claim, ...]
-    last: tuple[tuple[str, int, int], ...]
-    skipped: tuple[Interval, ...] = ()
-    """Positions that were given up: nobody trains on them."""
-    steps: str = ""
-    """What the `StepLog` holds, as it is written."""
-
-    def to_json(self) -> str:
-        """As text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> LedgerSnapshot:
-        """What `to_json` wrote. Raises StateError."""
-        try:
-            tree = json.loads(text)
-            claims = {name: tuple(Claim(**claim) for claim in tree.pop(name)) for name in ("open", "released")}
-            lists = {name: tuple(map(tuple, value)) for name, value in tree.items() if isinstance(value, list)}
-            return cls(**{**tree, **lists, **claims})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StateError(f"they are no ledger: {error}") from None
 
 
 class Ledger:
@@ -97,6 +36,7 @@ class Ledger:
         self._claims_given_back = IntervalSet()
         self._last: dict[str, tuple[int, int]] = {}  # By pipeline: highest serial that got a claim, and the claim's id.
         self._steps = StepLog()  # Of what is committed.
+        self._reached: dict[str, int] = {}  # By pipeline the last step of what is committed.
 
     def __repr__(self) -> str:
         return f"<Ledger {self.committed}/{self.budget} committed, {self.open} open>"
@@ -135,6 +75,19 @@ class Ledger:
     def holders(self) -> set[str]:
         """Pipelines that have open claims."""
         return {claim.pipeline for claim in self._open.values()}
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has ever been claimed from these books."""
+        return not self._last and not self._committed
+
+    def covers(self, steps: Mapping[str, int]) -> bool:
+        """Whether they know which samples were of these steps of the pipelines, and of all before: committed or on
+        their way."""
+        known = dict(self._reached)
+        for claim in [*self._open.values(), *self._released.values()]:
+            known[claim.pipeline] = max(claim.step, known.get(claim.pipeline, 0))
+        return all(step <= known.get(pipeline, 0) for pipeline, step in steps.items())
 
     def last_serial(self, pipeline: str) -> int:
         """Highest serial of the pipeline that got a claim; 0 before the first."""
@@ -195,6 +148,27 @@ class Ledger:
             self._give_back(claim)
         return True
 
+    def complete(self, held: Collection[Claim], booked: Collection[Claim]) -> int:
+        """Books that may be a moment old learn from a pipeline's trainer what came after; how many entries that were.
+
+        `held` is what it has claimed and has not heard to be booked, `booked` what was, as far back as it remembers.
+        """
+        unknown = [claim for claim in (*held, *booked) if self._is_unknown(claim)]
+        for claim in unknown:
+            self._free.remove(claim.begin, claim.end)
+            self._open[claim.id] = claim
+            self._num_claims = max(self._num_claims, claim.id)
+        late = [claim for claim in booked if claim.id in self._open]
+        for claim in late:
+            self.resolve(claim.id, True)
+        return len({claim.id for claim in (*unknown, *late)})
+
+    def _is_unknown(self, claim: Claim) -> bool:
+        """Whether nothing stands in the books of the claim, nor of its positions."""
+        if claim.id in self._open or claim.id in self._claims_committed or claim.id in self._claims_given_back:
+            return False
+        return 0 < claim.samples == self._free.overlap(claim.begin, claim.end)
+
     def release(self, pipeline: str) -> int:
         """Give back all open claims of the pipeline; how many positions that were."""
         claims = [claim for claim in self._open.values() if claim.pipeline == pipeline]
@@ -242,6 +216,7 @@ class Ledger:
         self._committed.add(claim.begin, claim.end)
         self._free.remove(claim.begin, claim.end)
         if claim.step:
+            self._reached[claim.pipeline] = max(claim.step, self._reached.get(claim.pipeline, 0))
             self._steps.add(claim.pipeline, claim.step, claim.begin, claim.end)
 
     def forget(self, steps: Mapping[str, int] | None) -> None:
@@ -269,6 +244,9 @@ class Ledger:
         for claim in claims:
             self._claims_given_back.add(claim.id, claim.id + 1)
         self._steps.keep(kept)
+        self._reached = {pipeline: min(step, steps.get(pipeline, 0)) for pipeline, step in self._reached.items()}
+        for pipeline, step, _, _ in kept:
+            self._reached[pipeline] = max(step, self._reached.get(pipeline, 0))
         self._open.clear()
         self._released.clear()
         # Whoever still speaks of a claim from before speaks of another life of the run.
@@ -299,7 +277,16 @@ class Ledger:
             tuple((pipeline, serial, claim) for pipeline, (serial, claim) in self._last.items()),
             tuple(self._skipped),
             self._steps.to_text(),
+            tuple(self._reached.items()),
         )
+
+    def take(self, snapshot: LedgerSnapshot) -> None:
+        """Be the ledger of that snapshot from now on. Raises StateError if it is over another budget."""
+        if snapshot.budget != self.budget:
+            raise StateError(f"the books are over {snapshot.budget} samples, not {self.budget}")
+        num_claims = self._num_claims
+        vars(self).update(vars(Ledger.restore(snapshot)))
+        self._num_claims = max(self._num_claims, num_claims)
 
     @classmethod
     def restore(cls, snapshot: LedgerSnapshot) -> Ledger:
@@ -316,6 +303,7 @@ class Ledger:
         ledger._last = {pipeline: (serial, claim) for pipeline, serial, claim in snapshot.last}
         ledger._skipped = IntervalSet(snapshot.skipped)
         ledger._steps = StepLog.of(snapshot.steps)
+        ledger._reached = dict(snapshot.reached)
         taken = [*snapshot.committed, *snapshot.skipped, *((claim.begin, claim.end) for claim in snapshot.open)]
         for begin, end in taken:
             if not 0 <= begin < end <= snapshot.budget:

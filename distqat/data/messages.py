@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError, Message
 
-from distqat.data.ledger import Claim, ClaimAnswer
+from distqat.data.claims import Claim, ClaimAnswer
 from distqat.errors import MessageError
 from distqat.ids import RunId, is_name
 from distqat.pb import common_pb2, data_pb2

@@ -11,6 +11,7 @@ from distqat.aio import Backoff
 from distqat.discovery.crawl import NodeCrawl
 from distqat.discovery.keys import KEY_BYTES
 from distqat.discovery.protocol import DhtProtocol, to_contact
+from distqat.discovery.twins import Twins
 from distqat.errors import DistqatError, ProtocolError
 from distqat.ids import Endpoint
 
@@ -36,13 +37,13 @@ MAX_BUCKETS = 2
 class Bootstrap:
     """Which addresses were tried, and what became of each (`state`, in words)."""
 
-    def __init__(self, protocol: DhtProtocol, random: Random, on_met: Callable[[], None]) -> None:
+    def __init__(self, protocol: DhtProtocol, random: Random, twins: Twins, on_met: Callable[[], None]) -> None:
         self.state: dict[Endpoint, str] = {}
-        self.twin: Endpoint | None = None  # Where another daemon answers under the own id; None: nowhere.
         self.has_refreshed = False  # Peers from before have been tried once.
         self._refused: set[Endpoint] = set()  # Addresses where another version of the protocol is spoken.
         self._protocol = protocol
         self._random = random
+        self._twins = twins
         self._on_met = on_met  # Called when a part of the swarm was met that was not known.
         self._around = float("-inf")  # When the own neighbours were last looked for.
         self._looked: dict[tuple[int, int], float] = {}  # When each bucket (by its range) was last looked into.
@@ -115,8 +116,7 @@ class Bootstrap:
             return False
         self._refused.discard(endpoint)
         if contact.id == self._protocol.own.id:
-            if contact.endpoint != self._protocol.own.endpoint:
-                self.twin = contact.endpoint
+            self._twins.met(contact.id, contact.endpoint)
             self._note(endpoint, ITSELF)
             return True
         self._note(endpoint, JOINED)

@@ -23,6 +23,7 @@ from distqat.discovery.records import SignedRecord, VerifiedRecord
 from distqat.discovery.service import Answers
 from distqat.discovery.signing import SigningKey, node_id
 from distqat.discovery.store import RecordStore
+from distqat.discovery.twins import Twins
 from distqat.errors import OverloadedError, RecordError
 from distqat.ids import Endpoint, PeerId, short
 from distqat.rpc.handlers import task_group
@@ -56,8 +57,9 @@ class DhtNode:
         self._random = random
         self._store = protocol.store
         self._publisher = Publisher(key, protocol, first_sequence, self._keep)
-        self._bootstrap = Bootstrap(protocol, random, self._publisher.hasten)
-        self._answers = Answers(protocol, self._keep)
+        self._twins = Twins(key.public_key, first_sequence, protocol)
+        self._bootstrap = Bootstrap(protocol, random, self._twins, self._publisher.hasten)
+        self._answers = Answers(protocol, self._hear)
         self._watchers: list[Watcher] = []
         self._repaired: dict[tuple[bytes, bytes], float] = {}  # Until when (node, key) is left as it is.
         self._group: asyncio.TaskGroup | None = None  # Owns the tasks; None while closed.
@@ -120,8 +122,8 @@ class DhtNode:
 
     @property
     def twin(self) -> Endpoint | None:
-        """Where another daemon answers with the key of this one; None: nowhere, as far as is known."""
-        return self._bootstrap.twin
+        """Where another daemon answers with the key of this one, for longer; None: nowhere, as far as is known."""
+        return self._twins.elder
 
     @property
     def version_refusal(self) -> str:
@@ -225,10 +227,15 @@ class DhtNode:
         if result.is_new:
             self._tell(result.key)
 
+    def _hear(self, record: SignedRecord) -> None:
+        """Into the store what comes from another node; raises RecordError."""
+        self._twins.saw(record)
+        self._keep(record)
+
     def _take(self, record: SignedRecord) -> None:
         """Into the store, if it can be believed."""
         try:
-            self._keep(record)
+            self._hear(record)
         except RecordError as error:
             log.debug("refused what was found: %s", error)
 

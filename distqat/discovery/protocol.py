@@ -125,7 +125,7 @@ class DhtProtocol:
         self.joined = asyncio.Event()  # Set once another node has answered.
         self.alone = asyncio.Event()  # Set when the last known node was forgotten.
         self.router = Table(to_node(own), settings.bucket, self._doubt)
-        self._defer = defer  # Takes a chore; False if there is no room for it.
+        self.defer = defer  # Takes a chore; False if there is no room for it.
         self._failures: dict[bytes, int] = {}  # Failed calls in a row, by id, of nodes in the table.
         self._meeting: set[Contact] = set()  # Nodes that are being pinged, because they asked us something.
         self._silent: dict[Contact, float] = {}  # Until when these are not pinged again, because they did not answer.
@@ -187,7 +187,7 @@ class DhtProtocol:
             return
         if sender in self._meeting or self._silent.get(sender, 0.0) > now:
             return
-        if self._defer(partial(self._meet, sender)):
+        if self.defer(partial(self._meet, sender)):
             self._meeting.add(sender)
 
     def welcome(self, node: Node) -> None:
@@ -198,7 +198,7 @@ class DhtProtocol:
         self.known.seen(to_contact(node).endpoint)
         if was_new and not self.router.is_new_node(node):
             log.debug("met node %s at %s", node.id.hex()[:8], node)
-            self._defer(partial(self._hand_over, node))
+            self.defer(partial(self._hand_over, node))
         self.joined.set()
 
     async def _ask(self, node: Node, method: Method, request: bytes, decode: Callable[[bytes], A]) -> A | None:
@@ -232,7 +232,7 @@ class DhtProtocol:
         async def store() -> None:
             await self.call_store(node, records)
 
-        self._defer(store)
+        self.defer(store)
 
     def _doubt(self, node: Node) -> None:
         """Its bucket is full: if it does not answer, another takes its place."""
@@ -240,7 +240,7 @@ class DhtProtocol:
         async def ping() -> None:
             await self.call_ping(node)
 
-        self._defer(ping)
+        self.defer(ping)
 
     async def _meet(self, sender: Contact) -> None:
         """Ping a node that asked us something; one that is known elsewhere is first looked for there."""

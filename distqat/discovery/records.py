@@ -14,7 +14,8 @@ FIRST = StageIndex(0)
 class PeerRecord:
     """That a daemon is there; `run` is None while it knows none.
 
-    `committed` says that the run has committed a round, as far as the daemon was ever told.
+    `committed` says that the run has committed a round, as far as the daemon was ever told; `born` is when this life of
+    the daemon began, in milliseconds of its wall clock.
     """
 
     endpoint: Endpoint
@@ -22,6 +23,7 @@ class PeerRecord:
     run: RunId | None = None
     version: str = ""
     committed: bool = False
+    born: int = 0
 
 
 @dataclass(frozen=True)

@@ -279,10 +279,13 @@ class CheckpointStatus(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
+    BOOKS_FIELD_NUMBER: _builtins.int
     age: _builtins.float
     """Seconds since the newest was written; zero if there is none."""
     fault: _builtins.str
     """Why the last one could not be written, or which one could not be read; empty if all is well."""
+    books: _builtins.int
+    """Claims in the books of the run that lie beside them; zero: there are none."""
     @_builtins.property
     def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpoint]:
         """Those that are whole, the newest first."""
@@ -293,10 +296,11 @@ class CheckpointStatus(_message.Message):
         checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
         age: _builtins.float = ...,
         fault: _builtins.str = ...,
+        books: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "checkpoints", b"checkpoints", "fault", b"fault"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "books", b"books", "checkpoints", b"checkpoints", "fault", b"fault"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -747,6 +751,8 @@ class PipelineStatus(_message.Message):
     LOSSES_FIELD_NUMBER: _builtins.int
     MICROBATCHES_FIELD_NUMBER: _builtins.int
     MICROBATCH_SECONDS_FIELD_NUMBER: _builtins.int
+    CLAIMS_FIELD_NUMBER: _builtins.int
+    BOOKED_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Its id."""
     epoch: _builtins.int
@@ -777,6 +783,14 @@ class PipelineStatus(_message.Message):
     def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Training losses of the last steps, oldest first."""
 
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___Claim]:
+        """What its trainer has claimed and not heard to be booked; a client that takes over completes its books with them."""
+
+    @_builtins.property
+    def booked(self) -> _containers.RepeatedCompositeFieldContainer[Global___Claim]:
+        """The last that were booked: the client that takes over may not have heard of them."""
+
     def __init__(
         self,
         *,
@@ -793,14 +807,54 @@ class PipelineStatus(_message.Message):
         losses: _abc.Iterable[_builtins.float] | None = ...,
         microbatches: _builtins.int = ...,
         microbatch_seconds: _builtins.float = ...,
+        claims: _abc.Iterable[Global___Claim] | None = ...,
+        booked: _abc.Iterable[Global___Claim] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "evaluation", b"evaluation", "loss", b"loss", "losses", b"losses", "microbatch_seconds", b"microbatch_seconds", "microbatches", b"microbatches", "phase", b"phase", "pipeline", b"pipeline", "reason", b"reason", "replayed", b"replayed", "route", b"route", "samples_per_second", b"samples_per_second", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booked", b"booked", "claims", b"claims", "epoch", b"epoch", "evaluation", b"evaluation", "loss", b"loss", "losses", b"losses", "microbatch_seconds", b"microbatch_seconds", "microbatches", b"microbatches", "phase", b"phase", "pipeline", b"pipeline", "reason", b"reason", "replayed", b"replayed", "route", b"route", "samples_per_second", b"samples_per_second", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PipelineStatus: _TypeAlias = PipelineStatus  # noqa: Y015
+
+@_typing.final
+class Claim(_message.Message):
+    """Positions of the run's sample order that belong to a pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Number of the claim in the books."""
+    pipeline: _builtins.str
+    """The pipeline."""
+    begin: _builtins.int
+    """First position."""
+    end: _builtins.int
+    """One past the last."""
+    step: _builtins.int
+    """The pipeline's step for which they are; zero: not known."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        pipeline: _builtins.str = ...,
+        begin: _builtins.int = ...,
+        end: _builtins.int = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "id", b"id", "pipeline", b"pipeline", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Claim: _TypeAlias = Claim  # noqa: Y015
 
 @_typing.final
 class RunStatus(_message.Message):

@@ -358,10 +358,13 @@ class PeerRecord(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
+    BORN_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the software."""
     committed: _builtins.bool
     """True when that run has committed a round, as far as the daemon was ever told: nobody may found it again."""
+    born: _builtins.int
+    """When this life of the daemon began, in milliseconds of its wall clock: of two with the same key the younger leaves."""
     @_builtins.property
     def endpoint(self) -> _common_pb2.Endpoint:
         """Where it answers."""
@@ -382,10 +385,11 @@ class PeerRecord(_message.Message):
         run: _common_pb2.RunRef | None = ...,
         version: _builtins.str = ...,
         committed: _builtins.bool = ...,
+        born: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "endpoint", b"endpoint", "roles", b"roles", "run", b"run", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["born", b"born", "committed", b"committed", "endpoint", b"endpoint", "roles", b"roles", "run", b"run", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -540,10 +540,13 @@ class Commit(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step."""
     samples: _builtins.int
     """Samples in the step; they weigh the stage's pseudo-gradient."""
+    round: _builtins.bool
+    """Whether an outer round follows in every stage: they begin it after the same step."""
     @_builtins.property
     def verdict(self) -> Global___Verdict:
         """What was decided of it."""
@@ -554,10 +557,11 @@ class Commit(_message.Message):
         step: _builtins.int = ...,
         samples: _builtins.int = ...,
         verdict: Global___Verdict | None = ...,
+        round: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples", "step", b"step", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round", "samples", b"samples", "step", b"step", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from distqat.pb import common_pb2 as distqat_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64istqat/pb/state.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"N\n\x0c\x41waitRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"+\n\nAwaitReply\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"N\n\x0b\x43opyRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0f\n\x07is_last\x18\x03 \x01(\x08\"D\n\tCopyFrame\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.distqat.v1.CopyHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"d\n\nCopyHeader\x12&\n\x04\x63opy\x18\x01 \x01(\x0b\x32\x18.distqat.v1.CopyManifest\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.distqat.v1.Chunk\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\"\x82\x01\n\x0c\x43opyManifest\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07samples\x18\x03 \x03(\x04\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0e\n\x06layout\x18\x05 \x01(\t\x12$\n\x07origins\x18\x06 \x03(\x0b\x32\x13.distqat.v1.StepRef\"`\n\x0f\x44\x65scribeRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\x9a\x01\n\x08Manifest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07members\x18\x03 \x03(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\x04\x12\'\n\x05parts\x18\x05 \x03(\x0b\x32\x18.distqat.v1.PartManifest\x12 \n\x03\x63ut\x18\x06 \x03(\x0b\x32\x13.distqat.v1.StepRef\"I\n\x0cPartManifest\x12)\n\x07tensors\x18\x01 \x03(\x0b\x32\x18.distqat.v1.TensorHeader\x12\x0e\n\x06hashes\x18\x02 \x01(\x0c\"s\n\x0c\x46\x65tchRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12#\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x14.distqat.v1.ChunkRef\"\'\n\x08\x43hunkRef\x12\x0c\n\x04part\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\"C\n\nStateFrame\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x14.distqat.v1.ChunkRef\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"^\n\rReplayRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"H\n\x0bReplayFrame\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.distqat.v1.ReplayHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"U\n\x0cReplayHeader\x12#\n\x04kept\x18\x01 \x01(\x0b\x32\x15.distqat.v1.KeptRound\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.distqat.v1.Chunk\"\x80\x01\n\tKeptRound\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07members\x18\x04 \x03(\t\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12$\n\x07origins\x18\x06 \x03(\x0b\x32\x13.distqat.v1.StepRef2\x80\x02\n\x05State\x12=\n\x08\x44\x65scribe\x12\x1b.distqat.v1.DescribeRequest\x1a\x14.distqat.v1.Manifest\x12=\n\x05\x46\x65tch\x12\x18.distqat.v1.FetchRequest\x1a\x16.distqat.v1.StateFrame(\x01\x30\x01\x12>\n\x06Replay\x12\x19.distqat.v1.ReplayRequest\x1a\x17.distqat.v1.ReplayFrame0\x01\x12\x39\n\x05\x41wait\x12\x18.distqat.v1.AwaitRequest\x1a\x16.distqat.v1.AwaitReply2B\n\x06\x43opies\x12\x38\n\x04Take\x12\x17.distqat.v1.CopyRequest\x1a\x15.distqat.v1.CopyFrame0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64istqat/pb/state.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"N\n\x0c\x41waitRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"+\n\nAwaitReply\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"N\n\x0b\x43opyRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0f\n\x07is_last\x18\x03 \x01(\x08\"D\n\tCopyFrame\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.distqat.v1.CopyHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"d\n\nCopyHeader\x12&\n\x04\x63opy\x18\x01 \x01(\x0b\x32\x18.distqat.v1.CopyManifest\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.distqat.v1.Chunk\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\"\xc9\x01\n\x0c\x43opyManifest\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07samples\x18\x03 \x03(\x04\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0e\n\x06layout\x18\x05 \x01(\t\x12$\n\x07origins\x18\x06 \x03(\x0b\x32\x13.distqat.v1.StepRef\x12\x12\n\nis_ordered\x18\x07 \x01(\x08\x12\x11\n\tresiduals\x18\x08 \x03(\r\x12\x0f\n\x07momenta\x18\t \x03(\r\x12\r\n\x05share\x18\n \x01(\x01\"`\n\x0f\x44\x65scribeRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\x9a\x01\n\x08Manifest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07members\x18\x03 \x03(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\x04\x12\'\n\x05parts\x18\x05 \x03(\x0b\x32\x18.distqat.v1.PartManifest\x12 \n\x03\x63ut\x18\x06 \x03(\x0b\x32\x13.distqat.v1.StepRef\"I\n\x0cPartManifest\x12)\n\x07tensors\x18\x01 \x03(\x0b\x32\x18.distqat.v1.TensorHeader\x12\x0e\n\x06hashes\x18\x02 \x01(\x0c\"s\n\x0c\x46\x65tchRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12#\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x14.distqat.v1.ChunkRef\"\'\n\x08\x43hunkRef\x12\x0c\n\x04part\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\"C\n\nStateFrame\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x14.distqat.v1.ChunkRef\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"^\n\rReplayRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"H\n\x0bReplayFrame\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.distqat.v1.ReplayHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"U\n\x0cReplayHeader\x12#\n\x04kept\x18\x01 \x01(\x0b\x32\x15.distqat.v1.KeptRound\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.distqat.v1.Chunk\"\x80\x01\n\tKeptRound\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07members\x18\x04 \x03(\t\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12$\n\x07origins\x18\x06 \x03(\x0b\x32\x13.distqat.v1.StepRef2\x80\x02\n\x05State\x12=\n\x08\x44\x65scribe\x12\x1b.distqat.v1.DescribeRequest\x1a\x14.distqat.v1.Manifest\x12=\n\x05\x46\x65tch\x12\x18.distqat.v1.FetchRequest\x1a\x16.distqat.v1.StateFrame(\x01\x30\x01\x12>\n\x06Replay\x12\x19.distqat.v1.ReplayRequest\x1a\x17.distqat.v1.ReplayFrame0\x01\x12\x39\n\x05\x41wait\x12\x18.distqat.v1.AwaitRequest\x1a\x16.distqat.v1.AwaitReply2B\n\x06\x43opies\x12\x38\n\x04Take\x12\x17.distqat.v1.CopyRequest\x1a\x15.distqat.v1.CopyFrame0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,29 +43,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COPYHEADER']._serialized_start=338
   _globals['_COPYHEADER']._serialized_end=438
   _globals['_COPYMANIFEST']._serialized_start=441
-  _globals['_COPYMANIFEST']._serialized_end=571
-  _globals['_DESCRIBEREQUEST']._serialized_start=573
-  _globals['_DESCRIBEREQUEST']._serialized_end=669
-  _globals['_MANIFEST']._serialized_start=672
-  _globals['_MANIFEST']._serialized_end=826
-  _globals['_PARTMANIFEST']._serialized_start=828
-  _globals['_PARTMANIFEST']._serialized_end=901
-  _globals['_FETCHREQUEST']._serialized_start=903
-  _globals['_FETCHREQUEST']._serialized_end=1018
-  _globals['_CHUNKREF']._serialized_start=1020
-  _globals['_CHUNKREF']._serialized_end=1059
-  _globals['_STATEFRAME']._serialized_start=1061
-  _globals['_STATEFRAME']._serialized_end=1128
-  _globals['_REPLAYREQUEST']._serialized_start=1130
-  _globals['_REPLAYREQUEST']._serialized_end=1224
-  _globals['_REPLAYFRAME']._serialized_start=1226
-  _globals['_REPLAYFRAME']._serialized_end=1298
-  _globals['_REPLAYHEADER']._serialized_start=1300
-  _globals['_REPLAYHEADER']._serialized_end=1385
-  _globals['_KEPTROUND']._serialized_start=1388
-  _globals['_KEPTROUND']._serialized_end=1516
-  _globals['_STATE']._serialized_start=1519
-  _globals['_STATE']._serialized_end=1775
-  _globals['_COPIES']._serialized_start=1777
-  _globals['_COPIES']._serialized_end=1843
+  _globals['_COPYMANIFEST']._serialized_end=642
+  _globals['_DESCRIBEREQUEST']._serialized_start=644
+  _globals['_DESCRIBEREQUEST']._serialized_end=740
+  _globals['_MANIFEST']._serialized_start=743
+  _globals['_MANIFEST']._serialized_end=897
+  _globals['_PARTMANIFEST']._serialized_start=899
+  _globals['_PARTMANIFEST']._serialized_end=972
+  _globals['_FETCHREQUEST']._serialized_start=974
+  _globals['_FETCHREQUEST']._serialized_end=1089
+  _globals['_CHUNKREF']._serialized_start=1091
+  _globals['_CHUNKREF']._serialized_end=1130
+  _globals['_STATEFRAME']._serialized_start=1132
+  _globals['_STATEFRAME']._serialized_end=1199
+  _globals['_REPLAYREQUEST']._serialized_start=1201
+  _globals['_REPLAYREQUEST']._serialized_end=1295
+  _globals['_REPLAYFRAME']._serialized_start=1297
+  _globals['_REPLAYFRAME']._serialized_end=1369
+  _globals['_REPLAYHEADER']._serialized_start=1371
+  _globals['_REPLAYHEADER']._serialized_end=1456
+  _globals['_KEPTROUND']._serialized_start=1459
+  _globals['_KEPTROUND']._serialized_end=1587
+  _globals['_STATE']._serialized_start=1590
+  _globals['_STATE']._serialized_end=1846
+  _globals['_COPIES']._serialized_start=1848
+  _globals['_COPIES']._serialized_end=1914
 # @@protoc_insertion_point(module_scope)

@@ -185,6 +185,10 @@ class CopyManifest(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     LAYOUT_FIELD_NUMBER: _builtins.int
     ORIGINS_FIELD_NUMBER: _builtins.int
+    IS_ORDERED_FIELD_NUMBER: _builtins.int
+    RESIDUALS_FIELD_NUMBER: _builtins.int
+    MOMENTA_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Steps that are in it, of the pipeline that the stage served."""
     digest: _builtins.str
@@ -193,6 +197,10 @@ class CopyManifest(_message.Message):
     """Steps since the last round began."""
     layout: _builtins.str
     """Hex digest of the names, types and shapes of its tensors, which have to be those of the asker's stage."""
+    is_ordered: _builtins.bool
+    """True: a round was to begin before the next step."""
+    share: _builtins.float
+    """Part of the samples of the last round that were its own; 0: there was none, or this is no last copy."""
     @_builtins.property
     def samples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Samples that the values of each fragment stand for beyond that state, in the order of the fragments."""
@@ -200,6 +208,14 @@ class CopyManifest(_message.Message):
     @_builtins.property
     def origins(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StepRef]:
         """Up to which step of which pipeline the samples go."""
+
+    @_builtins.property
+    def residuals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Fragments whose residuals of error feedback come behind the local state, in this order."""
+
+    @_builtins.property
+    def momenta(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Fragments whose eager momenta come behind those, in this order."""
 
     def __init__(
         self,
@@ -210,10 +226,14 @@ class CopyManifest(_message.Message):
         steps: _builtins.int = ...,
         layout: _builtins.str = ...,
         origins: _abc.Iterable[_common_pb2.StepRef] | None = ...,
+        is_ordered: _builtins.bool = ...,
+        residuals: _abc.Iterable[_builtins.int] | None = ...,
+        momenta: _abc.Iterable[_builtins.int] | None = ...,
+        share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "layout", b"layout", "origins", b"origins", "samples", b"samples", "step", b"step", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "is_ordered", b"is_ordered", "layout", b"layout", "momenta", b"momenta", "origins", b"origins", "residuals", b"residuals", "samples", b"samples", "share", b"share", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,18 +6,24 @@ import asyncio
 from typing import Protocol, cast
 
 from distqat import __version__
+from distqat.data.claims import LedgerSnapshot
+from distqat.data.messages import BooksAnswer, BooksRequest
 from distqat.errors import DistqatError, RefusedError
-from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
+from distqat.ids import Endpoint, PeerId, PipelineId, StageIndex
 from distqat.model.agreement import Verdict
 from distqat.peer.roster import Roster
 from distqat.roles import messages
+from distqat.roles.beside import DrivingRole
+from distqat.roles.checkpoint.held_books import HELD_BOOKS
 from distqat.roles.checkpoint.messages import LOAD, LoadReply, LoadRequest
-from distqat.roles.checkpoint.words import Begin, Load
+from distqat.roles.checkpoint.words import Load
 from distqat.roles.context import RoleContext, RoleOptions
 from distqat.roles.events.messages import EVENTS, EventsReply, EventsRequest
-from distqat.roles.orders import Order
+from distqat.roles.orders import messages as orders
+from distqat.roles.orders.order import Order
 from distqat.roles.remote import Remote
-from distqat.roles.status import ExpertStatus, PeerStatus, PipelineStatus, Traffic
+from distqat.roles.status import ExpertStatus, PeerStatus, Traffic
+from distqat.roles.trace.messages import TRACE, TraceReply, TraceRequest
 from distqat.rpc.transport import Caller, Service
 from distqat.telemetry import Reason
 
@@ -44,21 +50,19 @@ class LoadingRole(Protocol):
         ...
 
 
-class FencedRole(Protocol):
-    """The expert, as a client fences a pipeline whose trainer it has lost."""
+class KeepingRole(Protocol):
+    """The expert or the mirror, as a client asks it for the books beside its checkpoints."""
 
-    async def fence(self, pipeline: PipelineId, step: int, verdict: Verdict) -> messages.FenceReply:
-        """Commit no further step of it; the last one."""
+    def books(self) -> LedgerSnapshot | None:
+        """None: there are none."""
         ...
 
 
-class DrivingRole(Protocol):
-    """The trainer, as the client's orders reach it."""
+class FencedRole(Protocol):
+    """The expert, as a client fences a pipeline whose trainer it has lost."""
 
-    async def drive(
-        self, pipeline: PipelineId, epoch: int, route: tuple[Seat, ...], in_order: bool, begin: Begin | None
-    ) -> PipelineStatus:
-        """Drive this route from now on, or after the steps under way; an empty one ends the pipeline."""
+    async def fence(self, pipeline: PipelineId, step: int, verdict: Verdict) -> orders.FenceReply:
+        """Commit no further step of it; the last one."""
         ...
 
 
@@ -79,15 +83,16 @@ class Control:
             messages.STATUS: self._status,
             messages.SWARM: self._swarm,
             messages.METRICS: self._metrics,
-            messages.TRACE: self._trace,
+            TRACE: self._trace,
             messages.ADD_ROLE: self._add_role,
             messages.DROP_ROLE: self._drop_role,
             messages.DRAIN: self._drain,
-            messages.ASSIGN: self._assign,
-            messages.DRIVE: self._drive,
-            messages.FENCE: self._fence,
-            messages.LOST: self._lost,
+            orders.ASSIGN: self._assign,
+            orders.DRIVE: self._drive,
+            orders.FENCE: self._fence,
+            orders.LOST: self._lost,
             LOAD: self._load,
+            HELD_BOOKS: self._held_books,
             EVENTS: self._events,
         }
         return Service(messages.SERVICE, {method.name: handler for method, handler in calls.items()})
@@ -150,8 +155,8 @@ class Control:
         )
 
     async def _trace(self, request: bytes, caller: Caller) -> bytes:
-        wanted = messages.decode(messages.TraceRequest, request)
-        return messages.encode(messages.TraceReply.of(self._context.telemetry.timelines, wanted))
+        wanted = TraceRequest.decode(request)
+        return TraceReply.of(self._context.telemetry.timelines, wanted).encode()
 
     async def _events(self, request: bytes, caller: Caller) -> bytes:
         return EventsReply.of(self._context.telemetry.events, EventsRequest.decode(request)).encode()
@@ -170,20 +175,20 @@ class Control:
         return messages.encode(messages.DrainReply(self._context.settings.daemon.drain_timeout))
 
     async def _assign(self, request: bytes, caller: Caller) -> bytes:
-        wanted = messages.decode(messages.AssignRequest, request)
+        wanted = orders.decode(orders.AssignRequest, request)
         self._context.run.check(wanted.run)
         expert = cast(AssignableRole, self._roster.get("expert"))
         answer = await expert.assign(wanted.order)
-        return messages.encode(messages.AssignReply(answer))
+        return orders.encode(orders.AssignReply(answer))
 
     async def _drive(self, request: bytes, caller: Caller) -> bytes:
-        wanted = messages.decode(messages.DriveRequest, request)
+        wanted = orders.decode(orders.DriveRequest, request)
         self._context.run.check(wanted.run)
         trainer = cast(DrivingRole, self._roster.get("trainer"))
         answer = await trainer.drive(
             PipelineId(wanted.pipeline), wanted.epoch, wanted.route, wanted.in_order, wanted.begin
         )
-        return messages.encode(messages.DriveReply(answer))
+        return orders.encode(orders.DriveReply(answer))
 
     async def _load(self, request: bytes, caller: Caller) -> bytes:
         wanted = LoadRequest.decode(request)
@@ -191,14 +196,22 @@ class Control:
         expert = cast(LoadingRole, self._roster.get("expert"))
         return LoadReply(await expert.load(StageIndex(wanted.stage), wanted.load)).encode()
 
+    async def _held_books(self, request: bytes, caller: Caller) -> bytes:
+        self._context.run.check(BooksRequest.decode(request).run)
+        keeping = cast(KeepingRole, self._roster.get("mirror" if "mirror" in self._roster.names() else "expert"))
+        books = keeping.books()
+        if books is None:
+            raise RefusedError("no books of the run lie here")
+        return BooksAnswer(books.to_json()).encode()
+
     async def _fence(self, request: bytes, caller: Caller) -> bytes:
-        wanted = messages.decode(messages.FenceRequest, request)
+        wanted = orders.decode(orders.FenceRequest, request)
         self._context.run.check(wanted.run)
         expert = cast(FencedRole, self._roster.get("expert"))
-        return messages.encode(await expert.fence(PipelineId(wanted.pipeline), wanted.step, wanted.verdict))
+        return orders.encode(await expert.fence(PipelineId(wanted.pipeline), wanted.step, wanted.verdict))
 
     async def _lost(self, request: bytes, caller: Caller) -> bytes:
-        told = messages.decode(messages.LostRequest, request)
+        told = orders.decode(orders.LostRequest, request)
         self._context.run.check(told.run)
         peer = PeerId(told.peer)
         if peer != self._context.me and not self._roster.is_judged_here(peer):

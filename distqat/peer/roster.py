@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, cast
+from typing import cast
 
 from distqat.aio import Backoff, supervise
 from distqat.errors import ConfigError, DeadlineError, DistqatError, GivenUpError, RefusedError
 from distqat.events import Kind, Subject
 from distqat.ids import PeerId
+from distqat.roles.beside import JudgingRole
 from distqat.roles.context import RESTARTS, OpenRole, Role, RoleContext, RoleOptions
 from distqat.roles.status import RoleStatus
 
@@ -40,14 +41,6 @@ def read_roles() -> None:
     """Import all of them and what they build stages with, so that a process forked off this one need not."""
     for module in (*ROLES.values(), *READ_LATE):
         importlib.import_module(module)
-
-
-class JudgingRole(Protocol):
-    """The client, as those report to it who believe that a peer is lost."""
-
-    def suspect(self, peer: PeerId) -> bool:
-        """Look at the peer at once; False: it plans nothing, and judges nobody."""
-        ...
 
 
 @dataclass
@@ -91,6 +84,11 @@ class Roster:
         """The roles that are held."""
         return tuple(sorted(self._held))
 
+    def find(self, name: str) -> Role | None:
+        """The role of that name; None if it is not held, or not ready."""
+        held = self._held.get(name)
+        return held.role if held is not None else None
+
     def get(self, name: str) -> Role:
         """The role of that name; RefusedError if it is not held, or not ready."""
         held = self._held.get(name)
@@ -110,8 +108,8 @@ class Roster:
 
     def is_judged_here(self, peer: PeerId) -> bool:
         """Whether the client here judges by itself if that peer is lost, and looks at it now."""
-        held = self._held.get("client")
-        return held is not None and held.role is not None and cast(JudgingRole, held.role).suspect(peer)
+        client = self.find("client")
+        return client is not None and cast(JudgingRole, client).suspect(peer)
 
     async def add(self, name: str, options: RoleOptions | None = None) -> None:
         """Take a role and wait until it is open; taking one twice changes nothing. Raises ConfigError."""

@@ -12,9 +12,11 @@ LOOK_SECONDS = 0.5
 
 
 async def vet(dht: DhtNode, end: Callable[[DistqatError], None]) -> None:
-    """Until other nodes are known. `end` is called with IdentityError when another daemon answers under this peer's id,
-    and with ProtocolError when every address that was given speaks another version of the protocol."""
-    while not dht.num_nodes:
+    """For as long as the daemon lives. `end` is called with IdentityError when another one has had its key for longer,
+    and with ProtocolError when nobody was ever met and every address that was given speaks another version."""
+    has_met = False
+    while True:
+        has_met |= dht.num_nodes > 0
         twin, refusal = dht.twin, dht.version_refusal
         if twin is not None:
             end(
@@ -24,7 +26,7 @@ async def vet(dht: DhtNode, end: Callable[[DistqatError], None]) -> None:
                 )
             )
             return
-        if refusal:
+        if refusal and not has_met:
             end(ProtocolError(f"no address that was given speaks this version of the protocol: {refusal}"))
             return
         await asyncio.sleep(LOOK_SECONDS)

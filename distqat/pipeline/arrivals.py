@@ -12,7 +12,6 @@ import torch
 from distqat.aio import Mailbox
 from distqat.errors import MessageError
 from distqat.ids import MicrobatchId
-from distqat.model.agreement import Verdict
 from distqat.pipeline.below import Below
 from distqat.pipeline.freight import Freight, Named
 from distqat.pipeline.hop import Hop
@@ -37,7 +36,7 @@ class Arrivals:
         self._input_name = INPUTS if stage.index == 0 else HIDDEN
         self._inputs: dict[Forward, tuple[Microbatch, dict[str, torch.Tensor]]] = {}  # Arrived, not begun.
         self._gradients: dict[MicrobatchId, tuple[Gradient, torch.Tensor]] = {}  # Arrived, not begun.
-        self._verdicts: dict[int, Verdict] = {}  # On the steps whose commit has arrived and is not begun.
+        self._commits: dict[int, Commit] = {}  # Of steps; arrived, not begun.
         self._changed = asyncio.Event()  # Set whenever there may be something to do.
         self._closing = False  # The trainer has finished: do what is ordered, then end.
         self._asked = 0  # Serial of the last request to settle that was passed on.
@@ -62,9 +61,9 @@ class Arrivals:
         """Of a microbatch: the message, and its tensor."""
         return self._gradients.pop(id)
 
-    def verdict(self, step: int) -> Verdict:
-        """Of stage 0 on a step that is to be committed."""
-        return self._verdicts.pop(step)
+    def commit(self, step: int) -> Commit:
+        """What stage 0 has decided of a step that is to be committed."""
+        return self._commits.pop(step)
 
     # Above.
 
@@ -101,7 +100,7 @@ class Arrivals:
             text = f"a commit of step {message.step} with {message.samples} samples, which is not its size"
             raise MessageError(text)
         self.schedule.commit_arrived(message.step)
-        self._verdicts[message.step] = message.verdict
+        self._commits[message.step] = message
 
     # Below.
 

@@ -31,6 +31,11 @@ class Host(Protocol):
         numbers; from a training forward on none may, until `committed` or `closed`."""
         ...
 
+    def orders_round(self, ordered: bool | None) -> bool:
+        """Whether an outer round follows the step that was just applied. The first stage of a route decides that,
+        where `ordered` is None; the others hear what it says."""
+        ...
+
     async def committed(self, at: StepRef, samples: int) -> None:
         """The optimizer has applied that step. Called once for each, in order, and counts it before it first waits;
         takes what is due of an outer round. Returns when the stage may go on; what was begun goes on if cancelled."""

@@ -115,6 +115,8 @@ class Commit:
     step: int
     samples: int
     verdict: Verdict = AS_IT_IS
+    round: bool = False
+    """Whether an outer round follows in every stage."""
 
 
 @dataclass(frozen=True)

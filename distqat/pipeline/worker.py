@@ -143,13 +143,17 @@ class Worker:
     async def _apply(self, work: Apply, step: int) -> None:
         size = self._post.standing.size(step)
         assert size is not None
+        ordered: bool | None = None
         if self._stage.index == 0:
             verdict = await self._computing.conclude(step, self._square_norms)
         else:
-            verdict = self._arrivals.verdict(step)
+            commit = self._arrivals.commit(step)
+            verdict, ordered = commit.verdict, commit.round
             await self._computing.apply(step, verdict)
+        decided = self._post.host.orders_round(ordered)
         if self._below is not None:
-            await self._down.put((Commit(step, size.samples, verdict), {}))
+            order = Commit(step, size.samples, verdict, decided if ordered is None else ordered)
+            await self._down.put((order, {}))
         if self._stage.index == 0:
             await self._up.put((Committed(step, verdict, asyncio.get_running_loop().time() - self._began), {}))
         links = self._upward.link | (self._downward.link if self._downward is not None else {})

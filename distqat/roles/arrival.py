@@ -77,6 +77,10 @@ class Arrival:
                 if self.follower.outer is None or copy.digest != self.follower.outer.digest:
                     raise StateError(f"{short(donor.peer)} hands over what began at another state than it holds")
                 await self._restore(copy, "handed over", donor.peer)
+                carried, rounds = copy.carried, self.seat.rounds
+                rounds.resume(copy.samples, copy.steps, copy.is_ordered)
+                self.holding.averager.committed.feedback.load(carried.residuals)
+                rounds.handover.resume(carried.momenta, carried.share)
         except DistqatError as error:
             log.warning("%s was not handed over by %s: %s", self.holding.stage.name, short(donor.peer), error)
             if accepted.is_set():

@@ -7,7 +7,8 @@ import logging
 import time
 from pathlib import Path
 
-from distqat.data.ledger import Ledger, LedgerSnapshot
+from distqat.data.claims import LedgerSnapshot
+from distqat.data.ledger import Ledger
 from distqat.data.messages import BOOKS, BooksAnswer, BooksRequest
 from distqat.errors import DistqatError, StateError
 from distqat.ids import Endpoint, RunId
@@ -42,7 +43,7 @@ class Books:
                 return
             covered = self._asked
             # A snapshot is frozen: the loop goes on while it becomes text.
-            fault = await asyncio.to_thread(_write, self.path, self.ledger.snapshot())
+            fault = await asyncio.to_thread(write_books, self.path, self.ledger.snapshot())
             if fault and not self.fault:
                 log.warning("%s; going on without", fault)
             self._covered, self.fault = covered, fault
@@ -65,7 +66,7 @@ async def copy_books(path: Path, transport: Transport, client: Endpoint, run: Ru
     except DistqatError as error:
         log.debug("no copy of the books from %s: %s", client, error)
         return
-    fault = await asyncio.to_thread(_write, path, books)
+    fault = await asyncio.to_thread(write_books, path, books)
     if fault:
         log.warning("no copy of the books: %s", fault)
 
@@ -88,7 +89,7 @@ def _restored(path: Path, budget: int, has_progress: bool) -> Ledger | None:
     return ledger
 
 
-def _write(path: Path, books: LedgerSnapshot) -> str:
+def write_books(path: Path, books: LedgerSnapshot) -> str:
     """Survives the death of this process at any moment; not flushed to the disk, which would cost every step. Why it
     could not be written, else nothing; then the file is as it was."""
     temporary = path.with_suffix(".new")

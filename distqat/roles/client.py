@@ -24,9 +24,11 @@ from distqat.errors import DistqatError, GoneError, StaleError
 from distqat.events import Kind, Subject
 from distqat.ids import Endpoint, PeerId, RunId, short
 from distqat.roles.books import Books, copy_books, open_books
+from distqat.roles.checkpoint.held_books import take_books
 from distqat.roles.checkpoint.revival import Reviver
 from distqat.roles.context import RESTARTS, RoleContext, RoleOptions
 from distqat.roles.leases import Leases
+from distqat.roles.outlook import address, lines
 from distqat.roles.planner import Planner
 from distqat.roles.remote import Remote
 from distqat.roles.status import RoleStatus, RunStatus
@@ -112,15 +114,21 @@ class Client:
         positions = budget(config.train.epochs, len(source.train))
         books = await asyncio.to_thread(open_books, path, positions, self._has_progress(config.id))
         self._ledger = books.ledger
+        if books.ledger.is_new:
+            # Nothing is known here: others may have the books beside their checkpoints.
+            await self._ask_all(leases)
+            await take_books(books.ledger, leases.statuses, context, config.id, {})
         self._tell_turn(stood_by, books.ledger.committed)
         reviver = Reviver(context, config, books.ledger, leases, books.save)
         self._planner = Planner(context, config, books.ledger, leases, reviver)
         self._announce(True)
-        context.server.add(data_service(config.id, books.ledger, books.save))
         try:
             async with task_group() as group:
-                # Who is there, and what it drives, before anything is decided.
+                # Who is there, what it drives, and what it has claimed, before anything is decided or handed out.
                 await self._ask_all(leases)
+                self._complete_books(books.ledger, leases)
+                await books.save()
+                context.server.add(data_service(config.id, books.ledger, books.save))
                 group.create_task(self._watch_leases(leases))
                 await self._plan(self._planner, books)
         finally:
@@ -152,6 +160,13 @@ class Client:
             self._events.record(Kind.PLANNING, "plans this run")
         if committed:
             self._events.record(Kind.BOOKS_RESTORED, f"goes on at {committed} samples", Subject(samples=committed))
+
+    def _complete_books(self, ledger: Ledger, leases: Leases) -> None:
+        """Books that were copied, or could not be written, are a moment behind: the trainers know what it brought."""
+        assert self._config is not None
+        for _, line in lines(leases.statuses, self._config.id):
+            if entries := ledger.complete(line.claims, line.booked):
+                log.info("the books lacked %d claims of pipeline %s", entries, line.pipeline)
 
     def _rivals(self) -> list[PeerId]:
         """The other live clients that plan this run, those that stay first."""
@@ -206,12 +221,11 @@ class Client:
     def _peers(self, leases: Leases) -> dict[PeerId, Endpoint]:
         """The live experts, trainers and mirrors of the run; the others are forgotten."""
         snapshot = self._context.directory.snapshot()
-        peers = {peer: entry.record.endpoint for peer, entry in snapshot.experts.items()}
-        peers |= {peer: entry.record.endpoint for peer, entry in snapshot.trainers.items()}
-        mirrors = {peer: e.record for peer, e in snapshot.peers.items() if "mirror" in e.record.roles}
-        peers |= {peer: record.endpoint for peer, record in mirrors.items() if record.run == self._context.run.id}
+        run = self._context.run.id
+        mirrors = {p for p, e in snapshot.peers.items() if "mirror" in e.record.roles and e.record.run == run}
+        peers = snapshot.experts.keys() | snapshot.trainers.keys() | mirrors
         leases.forget(set(peers))
-        return peers
+        return {peer: at for peer in peers if (at := address(snapshot, peer)) is not None}
 
     async def _ask(self, leases: Leases, peer: PeerId, endpoint: Endpoint) -> None:
         loop = asyncio.get_running_loop()
@@ -225,7 +239,10 @@ class Client:
                 self._events.record(Kind.BACK, f"{short(peer)} is back", Subject(peer=peer))
         except DistqatError as error:
             # Whoever asks is alive: a daemon that is too busy to answer itself has lost nobody.
-            loss = leases.failed(peer, error, loop.time()) if peer != self._context.me else None
+            # Nor is a daemon lost that has begun anew meanwhile, and answers elsewhere.
+            has_moved = address(self._context.directory.snapshot(), peer) not in (None, endpoint)
+            is_judged = peer != self._context.me and not has_moved
+            loss = leases.failed(peer, error, loop.time()) if is_judged else None
         if loss is not None:
             log.warning("lost %s: %s", short(peer), loss.reason)
             self._events.record(Kind.LOST, f"lost {short(peer)}: {loss.reason}", Subject(peer=peer, how=loss.how))

@@ -111,6 +111,8 @@ class RoleContext:
     lose: Callable[[PeerId, Endpoint, str], None]
     """A peer is lost, for that reason: it is out of the directory, and who waits for it is told at once."""
     history: History = field(default_factory=History)
+    beside: Callable[[str], Role | None] = lambda name: None
+    """A role that this daemon holds too, by its name; None if it does not, or the role is not ready."""
     resumes: bool = False
     """This daemon was told to go on with a run: it never begins one anew."""
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import torch
 
 from distqat.aio import Backoff
 from distqat.config import RunConfig
 from distqat.data import metrics
 from distqat.data.client import DataClient
 from distqat.data.sampler import budget, progress
-from distqat.data.sources import Arrays, Source, evaluation_batches
+from distqat.data.sources import Source
 from distqat.discovery.records import Pace
 from distqat.errors import FencedError, StaleError
 from distqat.ids import PeerId, PipelineId, Seat, short
@@ -28,6 +26,7 @@ from distqat.roles.refusals import Doubts, Failure
 from distqat.roles.shown import Shown, tell_if_skipped
 from distqat.roles.status import PipelineStatus
 from distqat.roles.supply import Portion, Supply
+from distqat.roles.trials import Trials, to_tensors
 from distqat.rpc.transport import Transport
 from distqat.telemetry import Reason, Telemetry
 
@@ -69,6 +68,7 @@ class Drive:
         self._draining = asyncio.Event()  # Set when no further step may begin.
         self._progress = Shown(begin.step, begin.verdict) if begin is not None else Shown()
         self._doubts = Doubts()
+        self._trials = Trials(fuel.source, fuel.config.data.microbatches)
         self._chronicle = Chronicle(fuel.telemetry.events, pipeline)
 
     def __repr__(self) -> str:
@@ -92,6 +92,8 @@ class Drive:
             losses=tuple(shown.losses),
             microbatches=self._pacing.microbatches,
             microbatch_seconds=self._pacing.seconds,
+            claims=self._supply.claims(self.pipeline),
+            booked=self._supply.booked(self.pipeline),
         )
 
     @property
@@ -162,6 +164,7 @@ class Drive:
         except* _NewOrder:
             log.info("pipeline %s leaves epoch %d for a newer order", self.pipeline, epoch)
             self._chronicle.left()
+            self._trials.left()
         except* HopError as errors:
             is_in_order = False
             error = first_error(errors)
@@ -179,10 +182,15 @@ class Drive:
             # The client has lost this trainer, and asks the stages what is committed; here nobody knows.
             self._seats = ()
             self.drain()
-
+            return
+        places = {seat.peer: f"stage {seat.stage}" for seat in self._seats}
+        place = places.get(error.peer, "the trainer")
+        if self._trials.broke(error, place):
+            if self._trials.fault:
+                log.warning("pipeline %s goes on without evaluations: %s", self.pipeline, self._trials.fault)
+                self._chronicle.without_evaluations(self._trials.fault, self._progress.step)
         elif (batch := self._supply.under_way) is not None:
-            places = {seat.peer: f"stage {seat.stage}" for seat in self._seats}
-            failure = Failure(batch.claim, error.kind, places.get(error.peer, "the trainer"), error.reason)
+            failure = Failure(batch.claim, error.kind, place, error.reason)
             self._supply.is_careful = self._doubts.failed(failure)
 
     async def _reconsider(self) -> None:
@@ -193,6 +201,7 @@ class Drive:
         batch = await self._supply.refuse(why)
         log.warning("pipeline %s skips samples %d to %d: %s", self.pipeline, batch.begin, batch.end, why)
         self._fuel.telemetry.record("skipped", {"pipeline": self.pipeline, "reason": why}, {"samples": batch.samples})
+        self._chronicle.skipped(why, self._progress.step + 1, batch.samples)
         if self._doubts.refused():
             self._phase = "failed"
             self._reason.set(f"every batch fails: {why}", logging.WARNING)
@@ -234,8 +243,8 @@ class Drive:
     async def _take_over(self, committed: int) -> None:
         """The route is open at this step: what is pending up to it is committed, the rest is replayed."""
         self._progress.step = committed
-        if await self._supply.restart(committed):
-            self._progress.replayed += 1
+        if replayed := await self._supply.restart(committed):
+            self._progress.replayed += replayed
             log.info("pipeline %s replays from step %d", self.pipeline, committed + 1)
             self._chronicle.replays(committed + 1)
 
@@ -285,17 +294,15 @@ class Drive:
         await link.settle()
         await self._evaluate(link)
         self._phase = "finished"
-        self._reason.set("the run's budget is committed")
+        without = f", and not evaluated: {self._trials.fault}" if self._trials.fault else ""
+        self._reason.set(f"the run's budget is committed{without}")
         self._chronicle.over(link.step, is_finished=True)
 
     async def _evaluate(self, link: Link) -> None:
         self._reason.set(f"evaluating after step {link.step}")
-        source, data = self._fuel.source, self._fuel.config.data
-        sums: dict[str, float] = {}
-        for arrays in evaluation_batches(source.held_out, EVALUATION_BATCH):
-            add_sums(sums, await link.evaluate(to_tensors(arrays), data.microbatches))
-        values = metrics.evaluation(source.task, sums)
-        self._progress.evaluation = values[metrics.METRICS[source.task]]
+        if not (values := await self._trials.evaluate(link)):
+            return
+        self._progress.evaluation = values[metrics.METRICS[self._fuel.source.task]]
         self._fuel.telemetry.record("evaluation", {"pipeline": self.pipeline}, {"step": link.step, **values})
 
     async def _give_back(self) -> None:
@@ -327,18 +334,3 @@ async def _first_set(*events: asyncio.Event) -> None:
 
 class _NewOrder(Exception):
     """Leaves the present route for the one that was just ordered."""
-
-
-EVALUATION_BATCH = 256
-"""Samples of one forward-only batch."""
-
-
-def to_tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
-    """The arrays of a batch as tensors that share their memory."""
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def add_sums(total: dict[str, float], more: Mapping[str, float]) -> None:
-    """Add up what a task reports."""
-    for name, value in more.items():
-        total[name] = total.get(name, 0.0) + value

@@ -11,26 +11,25 @@ from functools import partial
 
 from distqat.aio import Backoff, supervise
 from distqat.config import RunConfig
+from distqat.data.claims import LedgerSnapshot
 from distqat.data.sources import open_source
 from distqat.discovery.records import ExpertRecord
 from distqat.errors import ComputeError, ConfigError, DistqatError, RefusedError, TornError
 from distqat.ids import PipelineId, StageIndex
 from distqat.model.agreement import Verdict
 from distqat.model.device import Device
-from distqat.pipeline.service import PipelineService
-from distqat.roles.arrival import Arrival
 from distqat.roles.checkpoint.vault import Vault
 from distqat.roles.checkpoint.words import Load
 from distqat.roles.context import RESTARTS, RoleContext, RoleOptions
 from distqat.roles.faults import Faults
 from distqat.roles.fencing import NOTHING
-from distqat.roles.follower import Follower
-from distqat.roles.holding import Holding, Workshop, open_holding, open_seat, siblings
-from distqat.roles.messages import FenceReply
-from distqat.roles.orders import SPARE, Order
+from distqat.roles.holding import Workshop, siblings
+from distqat.roles.orders.messages import FenceReply
+from distqat.roles.orders.order import SPARE, Order
 from distqat.roles.pulse import pulse
 from distqat.roles.seat import Seat
 from distqat.roles.status import ExpertStatus, RoleStatus
+from distqat.roles.tenure import Posture, Tenure, announced
 from distqat.telemetry import Reason
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 ANNOUNCE_SECONDS = 0.25
 
 READY_SECONDS = 1.0
-"""For which whoever promotes a warm spare waits to hear that it is ready; a newcomer is asked again later."""
+"""For which whoever gives a follower a seat waits to hear that it is ready; a newcomer is asked again later."""
 
 
 @asynccontextmanager
@@ -59,42 +58,43 @@ class Expert:
 
     def __init__(self, context: RoleContext, options: RoleOptions) -> None:
         self._context = context
-        self._reason = Reason(log, "waiting: no run is known yet")
-        self._phase = "waiting"
+        self._posture = Posture(Reason(log, "waiting: no run is known yet"))
         self._pinned = StageIndex(options.stage) if options.stage is not None else None
         self._order = Order(self._pinned)  # What it is to be.
         self._faults = Faults()
         self._is_torn = False  # The numbers of the stage are of no use: it is built anew.
         self._changed = asyncio.Event()  # Set when that is something else than what it is.
-        self._promoted = asyncio.Event()  # Set when the stage that is held has a seat, or is to have one.
-        self._ready = asyncio.Event()  # Set while routes may be opened through the seat.
         self._config: RunConfig | None = None  # None until the run is known.
-        self._follower: Follower | None = None  # None but while a stage is held without a seat.
-        self._seat: Seat | None = None  # None while a spare, and while the stage is being built.
-        self._routes: PipelineService | None = None  # None as the seat.
+        self._tenure: Tenure | None = None  # None while no stage is held, or about to be.
         self._vault: Vault | None = None  # None until the run is known and its checkpoints are found.
 
     def __repr__(self) -> str:
-        return f"<Expert {self._seat or 'spare'} {self._phase}: {self._reason}>"
+        return f"<Expert {self.seat or 'spare'} {self._posture.phase}: {self._posture.reason}>"
+
+    @property
+    def seat(self) -> Seat | None:
+        """The seat that it has; None while a spare, and while the stage is being built."""
+        return self._tenure.seat if self._tenure is not None else None
 
     def status(self) -> RoleStatus:
         """Phase, reason, and the stage."""
-        phase = self._seat.phase if self._seat is not None and self._phase == "seated" else self._phase
-        reason = self._seat.reason if self._seat is not None and phase == "averaging" else str(self._reason)
+        phase = self.seat.phase if self.seat is not None and self._posture.phase == "seated" else self._posture.phase
+        reason = self.seat.reason if self.seat is not None and phase == "averaging" else str(self._posture.reason)
         checkpoints = self._vault.status() if self._vault is not None else None
         return RoleStatus("expert", phase, reason, expert=self._facts(), checkpoints=checkpoints)
 
     def failed(self, error: BaseException) -> None:
         """The work failed and will be tried again."""
-        self._phase = "failed"
-        self._reason.set(f"failed: {_why(error)}; trying again", logging.WARNING)
+        self._posture.phase = "failed"
+        self._posture.reason.set(f"failed: {_why(error)}; trying again", logging.WARNING)
 
     async def assign(self, order: Order) -> ExpertStatus:
         """Be what is ordered. Raises RefusedError when it is pinned elsewhere or leaving, ConfigError.
 
-        Answers at once, but for a promotion: that takes no longer than it is worth waiting for.
+        Answers at once, but to a spare that holds a stage and is to take a seat: of that stage it is ready in a moment,
+        of another one soon, with what a sibling gives it. The pipeline that waits for it is mended with the answer.
         """
-        if self._phase == "draining":
+        if self._posture.phase == "draining":
             raise RefusedError("this expert is leaving")
         if self._vault is not None:
             self._vault.forget()
@@ -106,21 +106,22 @@ class Expert:
         if left and self._pinned is None and order.stage is not None:
             raise RefusedError(f"this expert takes no stage for {left:.0f} s: {self._faults.reason}")
         before, self._order = self._order, order
-        if order.is_promotion(before):
-            self._promoted.set()
-        elif (order.seat, order.follows) != (before.seat, before.follows):
+        if self._tenure is not None and self._tenure.index == order.stage:
+            self._tenure.told(order)
+        is_another = (order.seat, order.follows) != (before.seat, before.follows)
+        if is_another and not order.is_promotion(before):
             self._changed.set()
-        if order.is_promotion(before) or order.heir_of is not None:
+        if order.seat is not None and (before.follows is not None or order.heir_of is not None):
             with suppress(TimeoutError):
                 async with asyncio.timeout(READY_SECONDS):
-                    await self._ready.wait()
+                    await self._posture.ready.wait()
         return self._facts()
 
     async def load(self, stage: StageIndex, load: Load) -> ExpertStatus:
         """Hold this stage with what that checkpoint holds of it. Raises RefusedError, ConfigError."""
         if self._vault is None:
             raise RefusedError("this expert does not know its checkpoints yet")
-        is_ready = self._seat is not None and self._seat.is_ready
+        is_ready = self.seat is not None and self.seat.is_ready
         if is_ready and self._vault.has_loaded(stage, load):
             return self._facts()
         facts = await self.assign(Order(stage))
@@ -129,42 +130,26 @@ class Expert:
             self._changed.set()
         return facts
 
+    def books(self) -> LedgerSnapshot | None:
+        """The run's books that lie beside the checkpoints; None: there are none."""
+        return self._vault.books() if self._vault is not None else None
+
     async def fence(self, pipeline: PipelineId, step: int, verdict: Verdict) -> FenceReply:
         """Commit no further step of this pipeline; the last one that was committed here. Raises RefusedError."""
-        if self._routes is None:
+        if self._tenure is None or self._tenure.routes is None:
             return NOTHING
-        last = await self._routes.fence(pipeline, step, verdict)
+        last = await self._tenure.routes.fence(pipeline, step, verdict)
         return FenceReply(last.step, last.claim, last.verdict)
 
     async def drain(self) -> None:
         """Finish the step under way, share it with the siblings, and give the seat back."""
-        self._phase = "draining"
-        self._reason.set("draining: finishing the step under way")
-        seat = self._seat
-        if seat is None:
+        self._posture.phase = "draining"
+        self._posture.reason.set("draining: finishing the step under way")
+        if self.seat is None or self._tenure is None:
             return
-        await self._leave(seat)
+        await self._tenure.leave()
         if self._vault is not None:
             await self._vault.wait_idle()
-
-    async def _leave(self, seat: Seat) -> None:
-        seat.is_closing = True
-        # The client sees this phase and gives the route to others; a trainer that leaves closes it.
-        await seat.unrouted.wait()
-        if await seat.is_handed_over():
-            self._reason.set(f"draining: {seat.stage.name} is handed over")
-        else:
-            await self._share_progress(seat)
-
-    async def _share_progress(self, seat: Seat) -> None:
-        """Last rounds before the seat is given back, so that the siblings keep what was learned here."""
-        seat.is_closing = True
-        await seat.rounds.landed()
-        if seat.has_progress and seat.is_between_steps and siblings(self._context, seat.stage.index):
-            if self._phase != "failed":
-                # Else why it takes no stage is what people have to know.
-                self._reason.set(f"a last round of {seat.stage.name}, so that the siblings keep what was learned")
-            await seat.rounds.settle()
 
     def withdraw(self) -> None:
         """Nobody is told of this expert any more."""
@@ -177,12 +162,12 @@ class Expert:
         self._config = config = await context.run.wait()
         if self._order.stage is not None:
             _check_stage(config, self._order.stage)
-        self._phase = "joining"
-        self._reason.set(f"opening data source {config.data.source}")
+        self._posture.phase = "joining"
+        self._posture.reason.set(f"opening data source {config.data.source}")
         source = await asyncio.to_thread(open_source, config.data)
         daemon = context.settings.daemon
         vault = Vault(context, config)
-        self._reason.set("looking for checkpoints")
+        self._posture.reason.set("looking for checkpoints")
         await vault.open()
         self._vault = vault
         async with (
@@ -200,58 +185,26 @@ class Expert:
     async def _hold(self, workshop: Workshop) -> None:
         """Be what is ordered now, until that is something else."""
         self._changed.clear()
-        self._promoted.clear()
         self._is_torn = False
         stage = self._order.stage
         if stage is None:
             await self._rest()
-            self._phase = "waiting"
-            self._reason.set("waiting: a spare, for a stage that needs one")
+            self._posture.phase = "waiting"
+            self._posture.reason.set("waiting: a spare, for a stage that needs one")
             await self._changed.wait()
             return
-        async with asyncio.TaskGroup() as group:
-            serving = group.create_task(self._serve(workshop, stage))
-            await self._changed.wait()
-            if self._seat is not None and not self._is_torn:
-                await self._share_progress(self._seat)
-            serving.cancel()
-
-    async def _serve(self, workshop: Workshop, index: StageIndex) -> None:
-        """Hold the stage: follow it for as long as it has no seat, then take one."""
-        self._phase = "joining"
-        self._reason.set(f"building stage {index} of {workshop.config.model.stages}")
-        async with open_holding(self._context, workshop, index) as holding:
-            follower = Follower(self._context, holding, self._reason, workshop.config.plan.copy_seconds)
-            try:
-                if not self._order.is_seated:
-                    self._phase, self._follower = "following", follower
-                    await self._follow(follower)
-                async with open_seat(self._context, holding, self._reason) as (seat, routes):
-                    self._seat, self._routes = seat, routes
-                    routes.on_fault = partial(self._faulted, index)
-                    await self._sit(holding, follower, seat)
-            finally:
-                self._follower = self._seat = self._routes = None
-                self._ready.clear()
-
-    async def _follow(self, follower: Follower) -> None:
-        """Until the stage is to have a seat."""
-        async with asyncio.TaskGroup() as group:
-            following = group.create_task(follower.follow())
-            await self._promoted.wait()
-            following.cancel()
-
-    async def _sit(self, holding: Holding, follower: Follower, seat: Seat) -> None:
         assert self._vault is not None
-        async with asyncio.TaskGroup() as group:
-            arrival = Arrival(self._context, holding, follower, seat, self._reason, partial(self._vault.take, seat))
-            await arrival.come(group, self._order.heir_of)
-            self._phase, seat.phase = "seated", "waiting"
-            self._reason.set(f"waiting: no route through {seat.stage.name} yet")
-            self._ready.set()
-            self._announce()
-            seat.rounds.on_rest = self._vault.saver(seat, self._verdict).look
-            await seat.keep()
+        tenure = Tenure(self._context, self._posture, self._vault, self._order, self._announce, self._faulted)
+        self._tenure = tenure
+        try:
+            async with asyncio.TaskGroup() as group:
+                serving = group.create_task(tenure.serve(workshop))
+                await self._changed.wait()
+                if not self._is_torn:
+                    await tenure.share_progress()
+                serving.cancel()
+        finally:
+            self._tenure = None
 
     def _faulted(self, stage: StageIndex, fault: ComputeError) -> None:
         """The stage's own code failed. After too many faults its seat is given back, if another expert holds it too."""
@@ -265,22 +218,17 @@ class Expert:
             log.warning("gives stage %d back, and takes none for %.0f s: %s", stage, seconds, fault.reason)
             self._order = SPARE
             # Shown at once, not only when the seat is closed: till then the client would give the stage back to it.
-            self._phase = "failed"
-            self._reason.set(f"takes no stage for {seconds:.0f} s: {fault.reason}")
+            self._posture.phase = "failed"
+            self._posture.reason.set(f"takes no stage for {seconds:.0f} s: {fault.reason}")
             self._changed.set()
 
     async def _rest(self) -> None:
         """After too many faults nothing is taken for a while; the client sees this phase, and leaves it in peace."""
         left = self._faults.left(asyncio.get_running_loop().time())
         if left:
-            self._phase = "failed"
-            self._reason.set(f"takes no stage for {left:.0f} s: {self._faults.reason}")
+            self._posture.phase = "failed"
+            self._posture.reason.set(f"takes no stage for {left:.0f} s: {self._faults.reason}")
             await asyncio.sleep(left)
-
-    def _verdict(self) -> Verdict:
-        """On the last committed step."""
-        assert self._routes is not None
-        return self._routes.standing.verdict
 
     async def _keep_announcing(self) -> None:
         while True:
@@ -291,10 +239,11 @@ class Expert:
         now = asyncio.get_running_loop().time()
         order = self._order
         if order.follows is not None:
-            is_warm = self._follower is not None and self._follower.is_warm
+            follower = self._tenure.follower if self._tenure is not None else None
+            is_warm = follower is not None and follower.is_warm
             return self._with_pin(ExpertStatus(follows=order.follows, warm=is_warm))
-        if self._seat is not None and self._seat.stage.index == order.seat:
-            return self._with_pin(self._seat.status(now))
+        if self.seat is not None and self.seat.stage.index == order.seat:
+            return self._with_pin(self.seat.status(now))
         # A stage that is being built counts as taken, or the client would give it to others too; and the stage that
         # is left for it as gone, or the client would route through it.
         return self._with_pin(ExpertStatus(seated=order.seat is not None, stage=order.seat or 0))
@@ -307,25 +256,10 @@ class Expert:
     def _announce(self) -> None:
         if self._config is None or self._context.directory.run is None:
             return
-        facts = self._facts()
-        is_leaving = self._phase == "draining"
         # Until its numbers are handed over an heir takes no part in rounds: whoever hands over waits for their end.
-        has_arrived = self._seat is not None and self._seat.arrived.is_set()
-        self._context.directory.announce(
-            ExpertRecord(
-                self._context.endpoint,
-                seated=facts.seated and not is_leaving,
-                stage=StageIndex(facts.stage),
-                ready=facts.ready and has_arrived and not is_leaving,
-                step=facts.step,
-                round=facts.round,
-                digest=facts.digest,
-                pinned=facts.pinned,
-                reason=str(self._reason),
-                follows=StageIndex(facts.follows) if facts.follows is not None and not is_leaving else None,
-                warm=facts.warm and not is_leaving,
-            )
-        )
+        has_arrived = self.seat is not None and self.seat.arrived.is_set()
+        record = announced(self._context.endpoint, self._facts(), self._posture, has_arrived)
+        self._context.directory.announce(record)
 
 
 def _check_stage(config: RunConfig, stage: StageIndex) -> None:

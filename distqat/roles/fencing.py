@@ -16,7 +16,7 @@ from distqat.errors import DistqatError
 from distqat.ids import PeerId, PipelineId, RunId, Seat, short
 from distqat.model.agreement import LossScale, Verdict
 from distqat.roles.leases import Leases
-from distqat.roles.messages import FenceReply
+from distqat.roles.orders.messages import FenceReply
 from distqat.roles.remote import Remote
 from distqat.rpc.transport import Transport
 

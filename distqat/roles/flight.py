@@ -69,6 +69,19 @@ class Handover:
         """The part of the next round's samples that is expected to be this sibling's."""
         return self._share or 1 / (1 + len(self._averager.context.ready()))
 
+    @property
+    def last_share(self) -> float:
+        """That part of the last round; 0 before the first."""
+        return self._share
+
+    def momenta(self) -> dict[int, torch.Tensor]:
+        """Eager: of own contributions, by fragment; they are replaced by others, and never changed."""
+        return dict(self._momenta)
+
+    def resume(self, momenta: Mapping[int, torch.Tensor], share: float) -> None:
+        """Go on with those of a checkpoint."""
+        self._momenta, self._share = dict(momenta), share
+
     # On the device's thread, between two steps.
 
     def begin(self, how: Phase, share: float, is_beside: bool) -> Flight:

@@ -22,7 +22,7 @@ from distqat.model.stage import Stage
 from distqat.model.terms import Terms
 from distqat.pipeline.split import split
 from distqat.roles.batches import microbatches_of
-from distqat.roles.drive import EVALUATION_BATCH, add_sums, to_tensors
+from distqat.roles.trials import EVALUATION_BATCH, add_sums, to_tensors
 
 log = logging.getLogger(__name__)
 

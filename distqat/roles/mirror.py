@@ -19,11 +19,13 @@ from distqat.averaging.kept import Shelf
 from distqat.averaging.outer import OuterState
 from distqat.averaging.state.messages import SERVICE
 from distqat.config import RunConfig
+from distqat.data.claims import LedgerSnapshot
 from distqat.data.sources import open_source
+from distqat.events import Kind, Subject
 from distqat.ids import StageIndex
 from distqat.model.device import Device
 from distqat.roles.checkpoint.archive import Archive, Stock
-from distqat.roles.checkpoint.cadence import Cadence
+from distqat.roles.checkpoint.cadence import is_due
 from distqat.roles.checkpoint.files import Manifest
 from distqat.roles.checkpoint.keeper import Keeper, keeper_of
 from distqat.roles.checkpoint.saver import OUTER, checkpoint_of, tensors_of
@@ -70,6 +72,10 @@ class Mirror:
         checkpoints = self._keeper.status() if self._keeper is not None else None
         return RoleStatus("mirror", self._phase, str(self._reason), checkpoints=checkpoints)
 
+    def books(self) -> LedgerSnapshot | None:
+        """The run's books that lie beside the checkpoints; None: there are none."""
+        return self._keeper.books.newest if self._keeper is not None and self._keeper.books is not None else None
+
     async def drain(self) -> None:
         """Finish the checkpoint that is being written."""
         self._phase = "draining"
@@ -115,19 +121,21 @@ class Mirror:
         async with open_holding(self._context, workshop, index) as holding:
             committed = holding.averager.committed
             self._stocks[index] = Stock(holding.circle, committed, keeper)
+            name = holding.stage.name
+            self._context.telemetry.events.record(Kind.MIRRORING, f"mirrors {name}", Subject(stage=name))
             reason = Reason(log, "")
             async with asyncio.TaskGroup() as group:
                 group.create_task(Follower(self._context, holding, reason, FOLLOW_ONLY).follow())
                 await self._keep_saving(workshop.config, holding, keeper)
 
     async def _keep_saving(self, config: RunConfig, holding: Holding, keeper: Keeper) -> None:
-        committed, cadence = holding.averager.committed, Cadence(config.sync, config.checkpoint.steps)
+        committed = holding.averager.committed
         before: OuterState | None = None
         while True:
             await committed.wait_other(before.digest if before is not None else "")
             after = committed.outer
             assert after is not None
-            due = partial(_due, before, after, committed.kept, holding, cadence)
+            due = partial(_due, before, after, committed.kept, holding, config.checkpoint.steps)
             state = await holding.circle.work(due)
             if state is not None:
                 self._save(config, holding.stage.index, state, keeper)
@@ -138,20 +146,18 @@ class Mirror:
         keeper.offer(Manifest(config.id, self._context.me, checkpoint), {OUTER: tensors_of(state)})
 
 
-def _due(
-    before: OuterState | None, after: OuterState, shelf: Shelf, holding: Holding, cadence: Cadence
-) -> OuterState | None:
+def _due(before: OuterState | None, after: OuterState, shelf: Shelf, holding: Holding, every: int) -> OuterState | None:
     """Of the states on the way from one to the other, as far as they can be worked out, the last that is a checkpoint:
     one is written at a time."""
-    if before is None:
-        return after if cadence.is_due(after.round) else None
-    missed = [one for one in shelf.since(before.round, before.digest) if one.round < after.round]
-    if not missed:
-        return after if cadence.is_due(after.round) else None
+    missed = []
+    if before is not None:
+        missed = [one for one in shelf.since(before.round, before.digest) if one.round < after.round]
+    if before is None or not missed:
+        return after if is_due(before.cut if before is not None else (), after.cut, every) else None
     found, state = None, before
     for one in missed:
-        is_last, is_due = one is missed[-1], cadence.is_due(one.round + 1)
-        state = after if is_last else kept.replay(state, one, holding.circle.phase(one.round))
-        if is_due:
+        last = state
+        state = after if one is missed[-1] else kept.replay(state, one, holding.circle.phase(one.round))
+        if is_due(last.cut, state.cut, every):
             found = state
     return found

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from distqat.discovery.view import Entry, Snapshot
 from distqat.ids import Endpoint, PeerId, RunId, StageIndex
 from distqat.roles.plan import ExpertView, Pipeline, View
 from distqat.roles.status import ExpertStatus, PeerStatus, PipelineStatus
+
+
+def address(snapshot: Snapshot, peer: PeerId) -> Endpoint | None:
+    """Where the peer answers: the newest of its records says it, since others may be of an earlier life of the daemon;
+    None if it has none."""
+    sections: Sequence[Mapping[PeerId, Entry[Any]]] = (snapshot.peers, snapshot.experts, snapshot.trainers)
+    entries = [section[peer] for section in sections if peer in section]
+    newest = max(entries, key=lambda entry: entry.sequence, default=None)
+    return newest.record.endpoint if newest is not None else None
 
 
 def outlook(

@@ -12,8 +12,10 @@ from distqat.roles import messages
 from distqat.roles.checkpoint.messages import LOAD, LoadReply, LoadRequest
 from distqat.roles.checkpoint.words import Begin, Load
 from distqat.roles.events.messages import EVENTS, EventsReply, EventsRequest
-from distqat.roles.orders import Order
+from distqat.roles.orders import messages as orders
+from distqat.roles.orders.order import Order
 from distqat.roles.status import ExpertStatus, PeerStatus, PipelineStatus, SwarmStatus
+from distqat.roles.trace.messages import MAX_SPANS, TRACE, TraceReply, TraceRequest
 from distqat.rpc.transport import Deadline, Method, Transport
 
 T = TypeVar("T")
@@ -54,15 +56,14 @@ class Remote:
         """Its metric lines after that serial."""
         return (await self._ask(messages.METRICS, messages.MetricsRequest(after), messages.MetricsReply)).metrics
 
-    async def trace(self, pipeline: str, first: int, last: int, most: int = messages.MAX_SPANS) -> messages.TraceReply:
+    async def trace(self, pipeline: str, first: int, last: int, most: int = MAX_SPANS) -> TraceReply:
         """Its spans of these steps of a pipeline, and its clock; `most` = 0: without spans, which is quick."""
-        return await self._ask(messages.TRACE, messages.TraceRequest(pipeline, first, last, most), messages.TraceReply)
+        request = TraceRequest(pipeline, first, last, most).encode()
+        return TraceReply.decode(await self._call(TRACE, request))
 
     async def events(self, after: int = 0, most: int = 0) -> EventsReply:
         """Its events after that serial, a page of them; `most` = 0: as many as it tells at once."""
-        deadline = Deadline.after(self.seconds)
-        request = EventsRequest(after, most).encode()
-        return EventsReply.decode(await self._transport.call(self.endpoint, EVENTS, request, deadline))
+        return EventsReply.decode(await self._call(EVENTS, EventsRequest(after, most).encode()))
 
     def beside(self, endpoint: Endpoint, seconds: float = CALL_SECONDS) -> Remote:
         """Another daemon, reached through the same transport."""
@@ -82,13 +83,12 @@ class Remote:
 
     async def assign(self, run: RunId, order: Order) -> ExpertStatus:
         """Let its expert be what is ordered."""
-        request = messages.AssignRequest.of(run, order)
-        return (await self._ask(messages.ASSIGN, request, messages.AssignReply)).expert
+        request = orders.AssignRequest.of(run, order)
+        return (await self._order(orders.ASSIGN, request, orders.AssignReply)).expert
 
     async def load(self, run: RunId, stage: int, load: Load) -> ExpertStatus:
         """Let its expert take the stage out of a checkpoint."""
-        deadline, request = Deadline.after(self.seconds), LoadRequest(run, stage, load).encode()
-        return LoadReply.decode(await self._transport.call(self.endpoint, LOAD, request, deadline)).expert
+        return LoadReply.decode(await self._call(LOAD, LoadRequest(run, stage, load).encode())).expert
 
     async def drive(
         self,
@@ -103,20 +103,23 @@ class Remote:
 
         `begin`: where it goes on if it is new to the trainer.
         """
-        request = messages.DriveRequest(run, pipeline, epoch, route, in_order, begin)
-        return (await self._ask(messages.DRIVE, request, messages.DriveReply)).pipeline
+        request = orders.DriveRequest(run, pipeline, epoch, route, in_order, begin)
+        return (await self._order(orders.DRIVE, request, orders.DriveReply)).pipeline
 
-    async def fence(self, run: RunId, pipeline: str, step: int, verdict: Verdict) -> messages.FenceReply:
+    async def fence(self, run: RunId, pipeline: str, step: int, verdict: Verdict) -> orders.FenceReply:
         """Let its expert commit no further step of the pipeline, and say which was the last."""
-        request = messages.FenceRequest(run, pipeline, step, verdict)
-        return await self._ask(messages.FENCE, request, messages.FenceReply)
+        request = orders.FenceRequest(run, pipeline, step, verdict)
+        return await self._order(orders.FENCE, request, orders.FenceReply)
 
     async def lost(self, run: RunId, peer: str, endpoint: Endpoint, reason: str) -> None:
         """Tell it that a peer of the run is lost."""
-        await self._ask(messages.LOST, messages.LostRequest(run, peer, endpoint, reason), messages.Empty)
+        await self._call(orders.LOST, orders.encode(orders.LostRequest(run, peer, endpoint, reason)))
 
     async def _ask(self, method: Method, request: Any, answer: type[T]) -> T:
-        deadline = Deadline.after(self.seconds)
-        return messages.decode(
-            answer, await self._transport.call(self.endpoint, method, messages.encode(request), deadline)
-        )
+        return messages.decode(answer, await self._call(method, messages.encode(request)))
+
+    async def _order(self, method: Method, request: Any, answer: type[T]) -> T:
+        return orders.decode(answer, await self._call(method, orders.encode(request)))
+
+    async def _call(self, method: Method, request: bytes) -> bytes:
+        return await self._transport.call(self.endpoint, method, request, Deadline.after(self.seconds))

@@ -7,6 +7,9 @@ meanwhile, and no step begins. With `sync.overlap` steps go on in between:
     gate     open  | shut | open  | shut  | open
     round          begin  > synchronise   > merge
 
+The stage that comes first on a route says after which steps a round begins, and the others of its pipeline follow
+(`orders_round`): so all stages come to a round at the same steps, and what is committed in them fits together.
+
 One task (`work`) takes the rounds, one at a time and each to its end, whatever becomes of the routes. Its callers only
 ask, and wait until the gate is open; a caller that is cancelled takes nothing along.
 """
@@ -29,6 +32,9 @@ from distqat.roles.journal import Journal
 LOOK_SECONDS = 0.025
 """Between two looks whether a stage without steps may take a result over."""
 
+UNHEEDED = 3
+"""Steps after which a stage joins a sibling that has invited it although the first stage of its pipeline does not."""
+
 
 class Rounds:
     """Takes the rounds of one stage; `work` is to run for as long as the stage is held."""
@@ -42,13 +48,19 @@ class Rounds:
         self._device = device
         self._averager = averager
         self._journal = journal
+        self._is_first = stage.index == 0  # It decides for its pipeline.
         self._is_idle = is_idle  # Whether the stage is between two steps and no further one is coming.
         self._steps = 0  # Committed since the last round began.
+        self._is_ordered = False  # A round begins as soon as the stage is between two steps.
+        self._is_decided = False  # Whether one does after the step that is being committed was said.
+        self._has_failed = False  # The last round came to nothing.
+        self._unheeded = 0  # Steps in a row after which a sibling that had invited this one was kept waiting.
         self._flight: Flight | None = None  # The round under way, until it is merged.
         self._asked = asyncio.Event()  # Set when there is something to do with the gate shut.
         self._may_merge = asyncio.Event()  # Set when the round under way is to be merged as soon as it has come.
         self._settled = asyncio.Event()  # Cleared while all fragments are to synchronise with training at rest.
         self._settled.set()
+        self._is_inherited = False  # True until the round is begun that was ordered where this stage goes on from.
         self._is_frozen = False  # True when no round begins any more: the stage is handed over.
         self._resting = asyncio.Event()  # Set while no round is under way.
         self._resting.set()
@@ -81,14 +93,25 @@ class Rounds:
         return self._flight is None or not self._flight.come.is_set()
 
     @property
+    def is_owing(self) -> bool:
+        """Whether the last round failed, and nothing was learned since: another try is one of the same step."""
+        return self._has_failed and not self._steps
+
+    @property
     def steps(self) -> int:
         """Committed since the last round began."""
         return self._steps
 
-    def resume(self, samples: Sequence[int], steps: int) -> None:
-        """Go on where another has stopped: what its values stand for, by fragment, and its steps since a round."""
+    @property
+    def is_ordered(self) -> bool:
+        """Whether a round begins before the next step."""
+        return self._is_ordered or self._is_inherited
+
+    def resume(self, samples: Sequence[int], steps: int, is_ordered: bool = False) -> None:
+        """Go on where another has stopped: what its values stand for, by fragment, its steps since a round, and whether
+        one was to begin before the next step; then it does, and not while no step comes that could go on beside it."""
         self.handover.samples = dict(enumerate(samples))
-        self._steps = steps
+        self._steps, self._is_inherited = steps, is_ordered
 
     @asynccontextmanager
     async def frozen(self) -> AsyncIterator[None]:
@@ -111,15 +134,27 @@ class Rounds:
         if self._flight is not None:
             self._flight.steps += 1
 
+    def orders_round(self, ordered: bool | None) -> bool:
+        """Whether a round begins after the step that is applied now and will be counted next; `ordered`: what the first
+        stage of the route says, None if this is it."""
+        steps, self._is_decided = self._steps + 1, True
+        self._is_ordered |= self._is_due(steps) if ordered is None else ordered or self._is_overdue(steps)
+        return self._is_ordered
+
     async def boundary(self) -> None:
         """Between two steps: let what is due be done. Returns when the next step may begin."""
-        if self.gate.is_set() and self._is_something_due():
+        if not self._is_decided:
+            # A step that another route has left, of which the first stage says nothing any more.
+            self._is_ordered |= self._is_due(self._steps) if self._is_first else self._is_overdue(self._steps)
+        self._is_decided = False
+        if self.gate.is_set() and (self._is_ordered or self._is_to_be_merged(self._flight)):
             self._stop()
         await self.opened()
 
     async def attend(self) -> None:
         """Between two steps, with no further one coming: join the round to which this sibling is invited."""
         if self.gate.is_set() and self._flight is None:
+            self._is_ordered = True
             self._stop()
         await self.opened()
 
@@ -133,6 +168,9 @@ class Rounds:
 
     async def opened(self) -> None:
         """Until the gate is open."""
+        if self._is_inherited and self.gate.is_set():
+            self._is_inherited, self._is_ordered = False, True
+            self._stop()
         if not self.gate.is_set():
             with self._journal.blocked():
                 while not self.gate.is_set():
@@ -152,7 +190,7 @@ class Rounds:
             try:
                 if is_settling:
                     await self._settle()
-                elif not self._is_frozen and self._averager.is_due(self._steps):
+                elif not self._is_frozen and self._is_ordered:
                     await self._round()
                 await self.on_rest(is_settling)
             finally:
@@ -163,12 +201,24 @@ class Rounds:
                 if not self._asked.is_set() and not self._is_frozen:
                     self.gate.set()
 
-    def _is_something_due(self) -> bool:
+    def _is_due(self, steps: int) -> bool:
+        """In the first stage of a pipeline: whether a round begins when so many steps are done since the last."""
         flight = self._flight
-        if flight is None:
-            return self._averager.is_due(self._steps)
-        # A sibling that waits for the next round is not kept waiting for the steps that are left of this one.
-        return flight.steps >= flight.how.overlap or (flight.come.is_set() and self._averager.invited)
+        if flight is not None and flight.steps + steps - self._steps < flight.how.overlap:
+            # A sibling that waits for the next round is not kept waiting for the steps that are left of this one.
+            return flight.come.is_set() and self._averager.invited
+        return self._averager.is_due(steps)
+
+    def _is_overdue(self, steps: int) -> bool:
+        """In another stage, whose first stage orders none: whether it cannot be waited for any longer."""
+        how = self._averager.phase
+        self._unheeded = self._unheeded + 1 if self._averager.invited else 0
+        # Who invites this one after a failed round was ordered to begin that, too.
+        most = 1 if self._has_failed else UNHEEDED
+        return how is not None and (self._unheeded >= most or steps >= 2 * how.steps)
+
+    def _is_to_be_merged(self, flight: Flight | None) -> bool:
+        return flight is not None and flight.steps >= flight.how.overlap
 
     def _stop(self) -> None:
         self.gate.clear()
@@ -185,7 +235,8 @@ class Rounds:
 
     async def _round(self) -> Sequence[int]:
         """One round from its beginning to its end; the fragments that it has changed."""
-        how = self._averager.phase
+        how, self._is_ordered, self._unheeded = self._averager.phase, False, 0
+        self._is_inherited = False
         if how is None:
             return ()
         is_beside = how.overlap > 0 and self._settled.is_set()
@@ -220,6 +271,7 @@ class Rounds:
             # Tried again after as many steps, not after each.
             self._journal.failed(error)
         finally:
+            self._has_failed = flight.outcome is None
             flight.come.set()
 
     async def _until_boundary(self) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 from distqat.aio import Backoff, supervise
@@ -20,7 +21,7 @@ from distqat.model.device import Device
 from distqat.model.stage import Stage
 from distqat.pipeline.messages import Open
 from distqat.roles.context import RoleContext
-from distqat.roles.copies.copy import Copy
+from distqat.roles.copies.copy import Carried, Copy
 from distqat.roles.journal import Journal, told
 from distqat.roles.rounds import Rounds
 from distqat.roles.status import ExpertStatus, StepTimes
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.1
 """An invited stage that has been between two steps for so long joins the round without waiting for the next step."""
+
+MOST_IDLE_SECONDS = 5.0
+"""For no longer than this a stage in a route is waited for because its steps take long."""
 
 SHOWN_RECEIPTS = 8
 
@@ -62,6 +66,8 @@ class Seat:
         self.pipeline: PipelineId | None = None  # That of the last route; None before the first.
         self.rounds = Rounds(stage, device, averager, journal, self._is_idle)
         self._quiet_since = 0.0  # When work was last delivered.
+        self._stepped = 0.0  # When a step was last committed.
+        self._step_seconds = 0.0  # From the step before to that one.
         self._is_in_step = False  # A training forward has begun, and its step is not committed.
         self._rate = Rate()
         self.arrived = asyncio.Event()  # Cleared while the stage does not hold the numbers yet that it begins with.
@@ -147,11 +153,17 @@ class Seat:
         await self.rounds.opened()
         self._is_in_step |= train
 
+    def orders_round(self, ordered: bool | None) -> bool:
+        """Whether a round follows the step that was just applied."""
+        return self.rounds.orders_round(ordered)
+
     async def committed(self, at: StepRef, samples: int) -> None:
         """That step is applied; what is due of a round follows."""
+        now = asyncio.get_running_loop().time()
+        self._step_seconds, self._stepped = now - self._stepped, now
         self._is_in_step = False
         self.rounds.count(samples, at)
-        self._rate.add(samples, asyncio.get_running_loop().time())
+        self._rate.add(samples, now)
         await self.rounds.boundary()
 
     # What spares and heirs ask of it.
@@ -167,15 +179,14 @@ class Seat:
         state, is_told = await self.device.run(lambda: (self.stage.local_state(), self.is_told()))
         if not is_told or counted != self._counted() or self.averager.outer is not outer:
             raise StaleError(f"{self.stage.name} has committed a step while it was copied")
-        samples, steps, origins = counted
-        return Copy(state, outer.digest, samples, steps, origins)
+        return Copy(state, outer.digest, *counted)
 
-    def _counted(self) -> tuple[tuple[int, ...], int, tuple[StepRef, ...]]:
-        """What the values of the stage stand for: samples by fragment, steps since a round, and the last step of each
-        pipeline."""
+    def _counted(self) -> tuple[tuple[int, ...], int, tuple[StepRef, ...], bool]:
+        """What the values of the stage stand for: samples by fragment, steps since a round, the last step of each
+        pipeline, and whether a round comes before the next."""
         handover = self.rounds.handover
         origins = tuple(StepRef(pipeline, step) for pipeline, step in sorted(handover.origins.items()))
-        return tuple(handover.samples.values()), self.rounds.steps, origins
+        return tuple(handover.samples.values()), self.rounds.steps, origins, self.rounds.is_ordered
 
     @asynccontextmanager
     async def handing_over(self) -> AsyncIterator[Callable[[], Awaitable[Copy]]]:
@@ -201,7 +212,9 @@ class Seat:
         await self.unrouted.wait()
         await stack.enter_async_context(self.rounds.frozen())
         await self.device.run(self.stage.drop_pending)
-        return await self.copy()
+        handover, feedback = self.rounds.handover, self.averager.committed.feedback
+        carried = Carried(feedback.save(), handover.momenta(), handover.last_share)
+        return replace(await self.copy(), carried=carried)
 
     async def settle(self) -> None:
         """The trainer wants the siblings to agree now."""
@@ -238,12 +251,18 @@ class Seat:
             if self.unrouted.is_set() and quiet > self._config.lease.min and not self.is_between_steps:
                 log.info("%s: nobody came back for the step that a broken route left open", self.stage.name)
                 await self.device.run(self.stage.drop_pending)
-            if self.rounds.is_beside or not self._is_idle() or not self.averager.invited:
+            if self.rounds.is_beside or not self._is_at_rest() or not self.averager.invited:
                 await asyncio.sleep(IDLE_SECONDS / 4)
                 continue
             await self.rounds.attend()
             await asyncio.sleep(0)  # Steps that have waited for the end of the round go before the next one.
 
-    def _is_idle(self) -> bool:
+    def _is_idle(self, seconds: float = IDLE_SECONDS) -> bool:
         quiet = asyncio.get_running_loop().time() - self._quiet_since
-        return quiet >= IDLE_SECONDS and self.is_between_steps and self.arrived.is_set()
+        return quiet >= seconds and self.is_between_steps and self.arrived.is_set()
+
+    def _is_at_rest(self) -> bool:
+        """Whether no step is coming. One that has begun in the stages before this one may take as long as the last to
+        get here, and a round that they join after it is not to be joined here before it."""
+        is_behind = self.stage.index > 0 and not self.unrouted.is_set() and not self.rounds.is_owing
+        return self._is_idle(max(IDLE_SECONDS, min(2 * self._step_seconds, MOST_IDLE_SECONDS) if is_behind else 0.0))

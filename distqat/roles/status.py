@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from distqat.data.claims import Claim
 from distqat.ids import NOWHERE, Endpoint, RunId, Seat
 from distqat.roles.checkpoint.words import CheckpointStatus
 from distqat.timeline import Timeline
@@ -108,6 +109,10 @@ class PipelineStatus:
     losses: tuple[float, ...] = ()
     microbatches: int = 0
     microbatch_seconds: float = 0.0
+    claims: tuple[Claim, ...] = ()
+    """What its trainer has claimed and not heard to be booked."""
+    booked: tuple[Claim, ...] = ()
+    """The last that were."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from distqat.data.claims import Claim
 from distqat.data.client import Batch, DataClient
+
+SHOWN_BOOKED = 64
+"""Batches that are told to a client that takes over: more than are booked between two copies of the books."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Supply:
         self._data = data
         self._samples = samples
         self._portions: deque[Portion] = deque()  # Claimed, and not known to be committed; steps without a gap.
+        self._booked: deque[Portion] = deque(maxlen=SHOWN_BOOKED)  # The last that were, without their samples.
         self._taken = 0  # Step of the last portion that the present route was given.
         self._claimed = 0  # Step of the last portion.
         self._is_over = False  # No further batch comes: the run's budget is committed.
@@ -45,13 +50,13 @@ class Supply:
         """Why no batch comes, in one sentence; empty while some are here."""
         return "" if self._portions else self._data.waiting
 
-    async def restart(self, committed: int) -> bool:
-        """A route opens at this step: what is claimed beyond it is given out; whether any of it was before."""
+    async def restart(self, committed: int) -> int:
+        """A route opens at this step: what is claimed beyond it is given out; how many batches of it were before."""
         await self.book(committed)
         given, self._taken = self._taken, committed
         self._claimed = self._portions[-1].step if self._portions else committed
         self._is_over = self.is_paused = False
-        return bool(self._portions) and self._portions[0].step <= given
+        return sum(portion.step <= given for portion in self._portions)
 
     async def keep_claiming(self) -> None:
         """Claim the next batch while the present one is submitted, until the budget is committed. May be cancelled."""
@@ -85,6 +90,14 @@ class Supply:
         """The first batch that was given out and is not known to be committed; None when there is none."""
         return self._portions[0].batch if self._portions and self._portions[0].step <= self._taken else None
 
+    def claims(self, pipeline: str) -> tuple[Claim, ...]:
+        """What is claimed for that pipeline and not known to be booked."""
+        return tuple(_claim(portion, pipeline) for portion in self._portions)
+
+    def booked(self, pipeline: str) -> tuple[Claim, ...]:
+        """The last that were booked."""
+        return tuple(_claim(portion, pipeline) for portion in self._booked)
+
     def pause(self) -> None:
         """Begin no further step on this route."""
         self.is_paused = True
@@ -99,7 +112,8 @@ class Supply:
         """All steps up to this one are committed."""
         while self._portions and self._portions[0].step <= committed:
             await self._data.committed(self._portions[0].batch)
-            self._portions.popleft()
+            portion = self._portions.popleft()
+            self._booked.append(replace(portion, batch=replace(portion.batch, tensors={})))
             self._notify()
 
     async def refuse(self, reason: str) -> Batch:
@@ -127,3 +141,8 @@ class Supply:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _claim(portion: Portion, pipeline: str) -> Claim:
+    """As it stands in the books."""
+    return Claim(portion.batch.claim, pipeline, portion.batch.begin, portion.batch.end, portion.step)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 from distqat.aio import Backoff, supervise
 from distqat.config import RunConfig
@@ -15,6 +16,7 @@ from distqat.data.sources import Source, open_source
 from distqat.discovery.records import Pace, TrainerRecord
 from distqat.errors import DistqatError, RefusedError
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, short
+from distqat.roles.beside import JudgingRole
 from distqat.roles.checkpoint.words import Begin
 from distqat.roles.context import RESTARTS, RoleContext, RoleOptions
 from distqat.roles.drive import Drive, Fuel
@@ -142,6 +144,9 @@ class Trainer:
 
     def _suspect(self, peer: PeerId, reason: str) -> None:
         """Let the client look at a peer at once: a route broke there."""
+        own = self._context.beside("client")
+        if own is not None and cast(JudgingRole, own).suspect(peer):
+            return
         self._group.create_task(self._report(peer, reason), name=f"report of {peer}")
 
     async def _report(self, peer: PeerId, reason: str) -> None:

@@ -17,7 +17,7 @@ from typing import Protocol
 from distqat.errors import DeadlineError
 from distqat.ids import Endpoint
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Peers of another version refuse each other by name."""
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from distqat.averaging.form import CatchUp, Decision, Form, Others, Settle, Skip, Start, Stuck, Wait
 from distqat.averaging.group import Contact, Doubt
 from distqat.averaging.quorum import Quorum
-from distqat.averaging.waits import Patience
+from distqat.averaging.waits import LEAST_PATIENCE, LEAST_QUIET, Patience
 from distqat.ids import Endpoint, PeerId
 from tests.averaging.words import join, round_ref
 
@@ -95,6 +95,34 @@ def test_it_never_starts_while_a_sibling_takes_part_elsewhere(form: Form) -> Non
     form.join(join("alice"), 0.0)
     assert decide(form, {BOB}, 1000.0, engaged={BOB}) == Wait(math.inf, (BOB,))
     assert isinstance(decide(form, {BOB}, 1000.0), Start)
+
+
+def test_siblings_that_answer_nothing_are_waited_for_briefly(form: Form) -> None:
+    form.patience.note(0.01)
+    for name in ("alice", "bob"):
+        form.join(join(name), 0.0)
+    wait = LEAST_QUIET
+    assert decide(form, {BOB, CAROL}, 0.0, quorum=THREE, quiet={CAROL}) == Wait(wait, (CAROL,))
+    assert isinstance(decide(form, {BOB, CAROL}, wait, quorum=THREE), Wait), "it answers"
+    assert decide(form, {BOB, CAROL}, wait, quorum=THREE, quiet={CAROL}) == Start((join("alice"), join("bob")))
+    # Nothing is learned from it about those who do answer.
+    assert form.patience.seconds() == LEAST_PATIENCE
+
+
+def test_before_the_first_round_they_are_waited_for_like_all_others(form: Form) -> None:
+    form.patience.note(0.01)
+    form.join(join("alice"), 0.0)
+    assert decide(form, {BOB}, LEAST_QUIET, quiet={BOB}) == Wait(LEAST_PATIENCE, (BOB,))
+
+
+def test_without_those_who_decide_it_gives_up_as_soon_if_they_answer_nothing(form: Form) -> None:
+    form.patience.note(0.01)
+    form.join(join("alice"), 0.0)
+    quiet = {BOB, CAROL}
+    assert decide(form, quiet, 0.0, quorum=THREE, quiet=quiet) == Wait(LEAST_QUIET, (BOB, CAROL))
+    assert decide(form, quiet, LEAST_QUIET, quorum=THREE, quiet=quiet) == Stuck((BOB, CAROL))
+    # Those of the base that the directory has lost are asked as well.
+    assert decide(form, (), 0.0, quorum=THREE, quiet=quiet) == Wait(LEAST_QUIET, (BOB, CAROL))
 
 
 def test_who_missed_a_round_catches_up_at_once(form: Form) -> None:

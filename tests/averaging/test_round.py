@@ -139,7 +139,7 @@ def voted(name: str = SECOND) -> tuple[Round, str]:
     group = terms.group("x", joins, HOW, 0.0, ())
     assert round_.handle(events.Grouped(group), 0.0) == [events.Exchange(group)]
     [cast] = round_.handle(events.Averaged("new"), 0.0)
-    assert cast == events.Cast(contact(LEADER), Vote("x", PeerId(name), True, "new"))
+    assert cast == events.Cast(contact(LEADER), Vote("x", PeerId(name), True, "new"), is_watched=True)
     return round_, group.attempt
 
 

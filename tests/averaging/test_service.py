@@ -79,6 +79,17 @@ def test_without_committed_state_a_sibling_takes_no_part() -> None:
     run_virtual(scenario())
 
 
+def test_it_answers_whatever_it_does() -> None:
+    async def scenario() -> None:
+        swarm = Swarm(Network(), PLAIN)
+        async with swarm.node("alice") as alice:
+            assert await ask(alice, messages.PROBE, b"") == b""
+            await alice.averager.found(swarm.start())
+            assert await ask(alice, messages.PROBE, b"") == b""
+
+    run_virtual(scenario())
+
+
 def test_another_size_is_refused() -> None:
     async def scenario() -> None:
         async with founded(["alice"]) as (_swarm, [alice]):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqat.averaging.waits import LEAST_PATIENCE, REMEMBERED, Patience, Waits
+from distqat.averaging.waits import FRUITLESS, LEAST_PATIENCE, LEAST_QUIET, REMEMBERED, Patience, Waits
 from distqat.sections import SyncSection
 
 
@@ -42,6 +42,34 @@ def test_patience_never_exceeds_the_longest_wait() -> None:
     for spread in (0.1, 50.0, 0.1, 50.0):
         patience.note(spread)
     assert patience.seconds() == 2.0
+
+
+def test_who_answers_nothing_is_waited_for_briefly() -> None:
+    patience = Patience(10.0)
+    assert patience.quiet_seconds() == LEAST_PATIENCE
+    for _ in range(4):
+        patience.note(0.01)
+    assert patience.quiet_seconds() == LEAST_QUIET
+    # On a slow network as long as siblings take there.
+    for _ in range(REMEMBERED):
+        patience.note(2.0)
+    assert patience.quiet_seconds() == patience.seconds() == 2.0
+
+
+def test_who_is_missed_again_and_again_is_waited_for_longer() -> None:
+    """It may be one that only is slow; of those who answer this says nothing."""
+    patience = Patience(10.0)
+    patience.note(0.01)
+    for _ in range(FRUITLESS):
+        assert patience.quiet_seconds() == LEAST_QUIET
+        patience.note_quiet()
+    assert patience.quiet_seconds() == 2 * LEAST_QUIET
+    assert patience.seconds() == LEAST_PATIENCE
+    for _ in range(100):
+        patience.note_quiet()
+    assert patience.quiet_seconds() == 10.0
+    patience.note(0.01)
+    assert patience.quiet_seconds() == LEAST_QUIET
 
 
 def test_old_arrivals_are_forgotten() -> None:

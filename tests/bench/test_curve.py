@@ -14,7 +14,7 @@ from distqat.data.tasks import find_task
 from distqat.ids import MicrobatchId
 from distqat.model.build import build_whole
 from distqat.pipeline.split import split
-from distqat.roles.drive import to_tensors
+from distqat.roles.trials import to_tensors
 from tests.support import run
 
 SHORT = Length((1, 3), 8)

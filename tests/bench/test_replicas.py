@@ -18,7 +18,7 @@ from distqat.data.sources import ArraySplit, Source, open_source
 from distqat.data.tasks import find_task
 from distqat.ids import MicrobatchId
 from distqat.model.build import build_whole
-from distqat.roles.drive import to_tensors
+from distqat.roles.trials import to_tensors
 from distqat.sections import SyncSection
 
 STEPS, WARMUP = 12, 2

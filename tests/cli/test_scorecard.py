@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from distqat.cli.scorecard import Baseline, Scorecard, read_baseline
 from distqat.config import load
@@ -42,6 +44,12 @@ def card(status: SwarmStatus, baseline: Baseline | None = BASELINE) -> Scorecard
     return Scorecard.of(load(), status, 60.0, baseline)
 
 
+def shown(of: Scorecard) -> str:
+    out = io.StringIO()
+    Console(file=out, width=200).print(of.render())
+    return out.getvalue()
+
+
 def test_a_good_run_passes_and_everything_is_counted() -> None:
     good = card(swarm())
     assert good.passed
@@ -63,12 +71,20 @@ def test_a_good_run_passes_and_everything_is_counted() -> None:
         (swarm(run=RunStatus(committed=639, budget=640)), "1 samples lost"),
         (swarm(run=RunStatus(committed=640, budget=640, doubled=3)), "3 doubled"),
         (swarm(run=RunStatus(committed=640, budget=640, lost=2)), "2 samples lost"),
+        (swarm(run=RunStatus(committed=608, budget=640, skipped=32)), "32 samples skipped"),
     ],
 )
 def test_each_shortcoming_is_named(status: SwarmStatus, words: str) -> None:
     failed = card(status)
     assert not failed.passed
     assert words in "; ".join(failed.failures)
+
+
+def test_samples_that_were_skipped_are_shown_and_not_lost() -> None:
+    bad = card(swarm(run=RunStatus(committed=608, budget=640, skipped=32)))
+    assert (bad.samples_lost, bad.samples_skipped) == (0, 32)
+    assert "samples skipped" in shown(bad)
+    assert "skipped" not in shown(card(swarm()))
 
 
 def test_siblings_of_different_rounds_are_not_equal() -> None:

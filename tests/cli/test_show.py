@@ -89,6 +89,15 @@ def test_json_is_complete_and_has_no_nan() -> None:
     assert tree["peers"][1]["roles"][0]["expert"]["receipts"][0]["contributors"] == [BOB]
 
 
+def test_samples_that_were_skipped_are_seen() -> None:
+    for skipped in (0, 32):
+        run = RunStatus(320, 640, 32, ("mlp/0",), pipelines=(LINE,), skipped=skipped)
+        swarm = SwarmStatus((replace(CLIENT, roles=(replace(CLIENT.roles[0], run=run), CLIENT.roles[1])), EXPERT))
+        out = io.StringIO()
+        Console(file=out, width=240).print(show.render(swarm))
+        assert ("32 samples skipped" in out.getvalue()) is bool(skipped)
+
+
 def test_people_see_who_does_what_and_why() -> None:
     lost = replace(CLIENT.roles[0].run or RunStatus(), losses=(Loss("c" * 40, "UnreachableError", "refused"),))
     swarm = SwarmStatus((replace(CLIENT, roles=(replace(CLIENT.roles[0], run=lost), CLIENT.roles[1])), EXPERT))

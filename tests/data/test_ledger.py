@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqat.data.ledger import Claim, Ledger, LedgerSnapshot
+from distqat.data.claims import Claim, LedgerSnapshot
+from distqat.data.ledger import Ledger
 from distqat.errors import StateError
 
 PIPELINES = ("ada", "bob", "cyd")
@@ -275,3 +276,35 @@ def test_a_repeated_request_may_be_for_another_step() -> None:
     again = ledger.claim("ada", 10, 1, step=1)
     assert again == replace(first, step=1)
     assert ledger.snapshot().open == (again,)
+
+
+def test_books_that_are_a_moment_old_are_completed_by_the_trainers() -> None:
+    ledger = Ledger(100)
+    old = [ledger.claim("ada", 10, serial, step=serial) for serial in (1, 2)]
+    copied = ledger.snapshot()
+    new = [ledger.claim("ada", 10, serial, step=serial) for serial in (3, 4)]
+    booked, held = [claim for claim in (*old, new[0]) if claim], [claim for claim in new[1:] if claim]
+    for claim in booked:
+        assert ledger.resolve(claim.id, True)
+
+    late = Ledger.restore(copied)
+    assert (late.committed, late.open) == (0, 20)
+    assert late.complete(held, booked) == 4
+    assert (late.committed, late.open, late.lost, late.doubled) == (30, 10, 0, 0)
+    # What it has heard already is no news, and nobody gets what the pipeline holds.
+    assert late.complete(held, booked) == 0
+    other = late.claim("bob", 100, 1)
+    assert other is not None
+    assert (other.begin, other.end) == (40, 100)
+    assert late.resolve(held[0].id, True)
+    assert late.resolve(other.id, True)
+    assert (late.finished, late.doubled) == (True, 0)
+
+
+def test_claims_that_cannot_be_are_not_taken_into_the_books() -> None:
+    ledger = Ledger(100)
+    mine = ledger.claim("ada", 10, 1, step=1)
+    assert mine is not None
+    strange = [Claim(7, "bob", 5, 15), Claim(8, "bob", 90, 110), Claim(9, "bob", 30, 30), Claim(10, "bob", 40, 30)]
+    assert ledger.complete(strange, strange) == 0
+    assert (ledger.open, ledger.committed, ledger.lost, ledger.doubled) == (10, 0, 0, 0)

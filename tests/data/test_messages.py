@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from distqat.data import messages
-from distqat.data.ledger import Claim, ClaimAnswer
+from distqat.data.claims import Claim, ClaimAnswer
 from distqat.data.messages import ClaimRequest, ResolveAnswer, ResolveRequest
 from distqat.errors import MessageError
 from distqat.ids import RunId

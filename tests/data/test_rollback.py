@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqat.data.ledger import Claim, Ledger, LedgerSnapshot
+from distqat.data.claims import Claim, LedgerSnapshot
+from distqat.data.ledger import Ledger
 from distqat.data.steplog import StepLog
 from distqat.errors import StateError
 
@@ -145,3 +146,40 @@ def test_a_step_log_is_what_was_written() -> None:
     assert list(StepLog.of(log.to_text())) == [("p1-ab", 2, 20, 30), ("p1-ab", 3, 30, 40)]
     with pytest.raises(StateError, match="a step 'p1 x'"):
         StepLog.of("p1 x")
+
+
+def test_books_know_of_which_steps_they_know() -> None:
+    ledger = Ledger(100)
+    assert ledger.is_new
+    for step in (1, 2, 3):
+        claim = ledger.claim("p", 10, step, step)
+        assert claim is not None
+        if step < 3:
+            ledger.resolve(claim.id, True)
+    # The third is on its way: it may be in a checkpoint already.
+    assert ledger.covers({"p": 3})
+    assert not ledger.covers({"p": 4})
+    assert not ledger.covers({"p": 1, "q": 1})
+    # Also when the steps themselves are forgotten, and in another process.
+    ledger.forget({"p": 2})
+    other = Ledger.restore(LedgerSnapshot.from_json(ledger.snapshot().to_json()))
+    assert other.covers({"p": 3})
+    other.roll_back({"p": 2})
+    assert other.covers({"p": 2})
+    assert not other.covers({"p": 3})
+
+
+def test_new_books_become_those_of_others() -> None:
+    ledger, other = Ledger(100, last_claim=5), Ledger(100)
+    claim = other.claim("p", 10, 1, 1)
+    assert claim is not None
+    other.resolve(claim.id, True)
+    ledger.take(other.snapshot())
+    assert not ledger.is_new
+    assert (ledger.committed, ledger.lost) == (10, 0)
+    further = ledger.claim("p", 10, 2, 2)
+    assert further is not None
+    assert further.begin == 10
+    assert further.id > 5
+    with pytest.raises(StateError, match="over 50 samples, not 100"):
+        ledger.take(Ledger(50).snapshot())

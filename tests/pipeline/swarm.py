@@ -148,6 +148,8 @@ class Expert:
         self.begun: list[bool] = []
         self.openings: list[Open] = []
         self.closings: list[str] = []
+        self.rounds_after: set[int] = set()  # Steps that an outer round follows; the first stage says so.
+        self.orders: list[bool | None] = []  # What was heard of that.
         self.refusal: DistqatError | None = None  # Raised at the next opening.
         self.round: Callable[[], AbstractAsyncContextManager[None]] | None = None  # What an outer round does.
 
@@ -159,6 +161,10 @@ class Expert:
 
     async def begin(self, train: bool) -> None:
         self.begun.append(train)
+
+    def orders_round(self, ordered: bool | None) -> bool:
+        self.orders.append(ordered)
+        return len(self.orders) in self.rounds_after
 
     async def committed(self, at: StepRef, samples: int) -> None:
         self.steps.append((at.step, samples))

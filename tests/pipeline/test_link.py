@@ -98,6 +98,22 @@ def test_all_stages_settle_at_the_same_time() -> None:
     run(scenario())
 
 
+def test_all_stages_hear_after_which_steps_the_first_begins_a_round() -> None:
+    async def main() -> None:
+        async with open_swarm(TINY, 3) as swarm, swarm.open() as link:
+            swarm.experts[0].rounds_after = {2, 4}
+            # Whatever another stage thinks is its own affair.
+            swarm.experts[1].rounds_after = {1, 2, 3, 4, 5}
+            await train(link, TINY, range(1, 6), 2)
+        assert [expert.orders for expert in swarm.experts] == [
+            [None] * 5,
+            [False, True, False, True, False],
+            [False, True, False, True, False],
+        ]
+
+    run(main())
+
+
 def test_a_stage_in_a_round_is_not_taken_for_dead() -> None:
     async def scenario() -> None:
         @asynccontextmanager

@@ -18,7 +18,7 @@ from distqat.model.device import Device, Priority
 from distqat.pipeline.link import open_route
 from distqat.pipeline.route import Route
 from distqat.pipeline.service import PipelineService
-from distqat.roles.messages import StageTrace, TraceReply, TraceRequest
+from distqat.roles.trace.messages import StageTrace, TraceReply, TraceRequest
 from distqat.rpc.local import Network
 from distqat.timeline import Timelines
 from tests.pipeline.swarm import LIMITS, ME, MLP, PIPELINE, Expert, peer

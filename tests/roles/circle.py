@@ -18,6 +18,7 @@ from torch import Tensor
 from distqat.averaging import outer
 from distqat.averaging.averager import Outcome
 from distqat.averaging.committed import Receipt
+from distqat.averaging.feedback import Feedback
 from distqat.averaging.outer import OuterState
 from distqat.averaging.phases import Phase, phase
 from distqat.averaging.spans import Shape
@@ -69,6 +70,7 @@ class Averaging:
         self.outer: OuterState | None = None
         self.receipts: list[Receipt] = []
         self.given: list[tuple[tuple[int, ...], list[float], int]] = []  # Fragments, local values, samples; each round.
+        self.committed = SimpleNamespace(feedback=Feedback())
         self.context: Any = SimpleNamespace(shapes=tuple(shapes), sync=circle.sync, ready=self.others)
 
     def others(self) -> dict[PeerId, Any]:

@@ -18,6 +18,7 @@ from distqat.data.ledger import Ledger
 from distqat.data.sampler import Sampler, progress
 from distqat.data.sources import ArraySplit, Source
 from distqat.discovery.records import Pace
+from distqat.events import Kind
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
 from distqat.model.agreement import LossScale, Verdict
 from distqat.model.shapes import DataShape
@@ -59,6 +60,9 @@ class FakeRoute:
     verdict: Verdict = AS_IT_IS
     bad_steps: tuple[int, ...] = ()
     """The batch that first comes as one of these is bad: its step fails each time in the same way."""
+    evaluation_failures: int = 0
+    """So many evaluations fail."""
+    evaluations: int = 0
     step: int = 0
     bad: set[float] = field(default_factory=set)
     submitted: list[Submitted] = field(default_factory=list)
@@ -120,6 +124,10 @@ class FakeLink:
         """Nobody to agree with."""
 
     async def evaluate(self, tensors: Mapping[str, torch.Tensor], microbatches: int) -> dict[str, float]:
+        self.shared.evaluations += 1
+        if self.shared.evaluation_failures:
+            self.shared.evaluation_failures -= 1
+            raise HopError("no memory", self.route.seats[0].peer, "ComputeError")
         return {"loss": 1.0, "correct": 1.0, "samples": float(len(tensors["inputs"]))}
 
 
@@ -177,7 +185,8 @@ def test_a_replay_is_what_was_broken_though_the_number_has_changed(monkeypatch: 
         route = FakeRoute(breaks_at=10)
         scene = a_scene(monkeypatch, route, paces)
         await drive_to_the_end(scene)
-        assert scene.drive.status(0.0).replayed == 1
+        twice = len(route.submitted) - len({given.step for given in route.submitted})
+        assert scene.drive.status(0.0).replayed == twice > 1
         by_step: dict[int, set[Submitted]] = {}
         for given in route.submitted:
             by_step.setdefault(given.step, set()).add(given)
@@ -276,9 +285,41 @@ def test_a_batch_that_fails_again_and_again_is_skipped_and_told_of(
         (line,) = [metric for metric in scene.telemetry.metrics if metric.kind == "skipped"]
         assert line.values["samples"] == 64
         assert "TensorError at stage 0: the input holds NaN" in line.labels["reason"]
+        (event,) = [event for event in scene.telemetry.events.since(0) if event.kind == Kind.BATCH_SKIPPED]
+        assert (event.subject.step, event.subject.samples) == (4, 64)
 
     run_virtual(main())
     assert "skips samples 192 to 256: failed 3 times in the same way" in caplog.text
+
+
+@pytest.mark.parametrize("every", [0, 5])
+def test_an_evaluation_that_always_fails_is_given_up_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    async def main() -> None:
+        route = FakeRoute(evaluation_failures=1000)
+        scene = a_scene(monkeypatch, route, [], "data.adaptive=false", f"train.evaluate_every={every}")
+        await drive_to_the_end(scene)
+        # The batch that was under way beside it is not to blame.
+        assert scene.ledger.skipped == 0
+        assert route.evaluations == 4
+        assert "not evaluated: evaluations failed 4 times in the same way: ComputeError" in str(scene.drive)
+        kinds = [event.kind for event in scene.telemetry.events.since(0)]
+        assert kinds.count(Kind.EVALUATIONS_ENDED) == 1
+
+    run_virtual(main())
+
+
+def test_an_evaluation_is_tried_again_after_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        route = FakeRoute(evaluation_failures=3)
+        scene = a_scene(monkeypatch, route, [], "data.adaptive=false")
+        await drive_to_the_end(scene)
+        # One for each batch of held-out samples, after three that failed.
+        assert route.evaluations > 4
+        assert scene.drive.status(0.0).evaluation > 0
+
+    run_virtual(main())
 
 
 def test_a_pipeline_whose_batches_all_fail_is_given_up_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from distqat.ids import Endpoint, PeerId, StageIndex
 from distqat.roles.context import RoleOptions
 from distqat.roles.expert import Expert
 from distqat.roles.faults import FAULTS, FIRST_REST
-from distqat.roles.orders import Order
+from distqat.roles.orders.order import Order
 from distqat.rpc.local import Network
 from tests.support import run_virtual
 

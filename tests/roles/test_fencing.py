@@ -13,6 +13,7 @@ from distqat.model.agreement import LossScale, Verdict
 from distqat.roles import messages
 from distqat.roles.fencing import Fencing
 from distqat.roles.leases import Leases
+from distqat.roles.orders import messages as orders
 from distqat.roles.status import ExpertStatus, PeerStatus, RoleStatus
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Caller, Service
@@ -27,20 +28,20 @@ CUT = Verdict(0.5, LossScale(8.0, 3))
 class Expert:
     """Answers as one that has committed `last`, and holds the gradients of the step after it if `is_behind`."""
 
-    def __init__(self, last: messages.FenceReply, is_behind: bool = False) -> None:
+    def __init__(self, last: orders.FenceReply, is_behind: bool = False) -> None:
         self.last = last
         self.is_behind = is_behind
-        self.asked: list[messages.FenceRequest] = []
+        self.asked: list[orders.FenceRequest] = []
         self.refusal = ""
 
     async def fence(self, request: bytes, caller: Caller) -> bytes:
-        wanted = messages.decode(messages.FenceRequest, request)
+        wanted = orders.decode(orders.FenceRequest, request)
         self.asked.append(wanted)
         if self.refusal:
             raise RefusedError(self.refusal)
         if self.is_behind and wanted.step == self.last.step + 1:
-            self.last = messages.FenceReply(wanted.step, self.last.claim + 1, wanted.verdict)
-        return messages.encode(self.last)
+            self.last = orders.FenceReply(wanted.step, self.last.claim + 1, wanted.verdict)
+        return orders.encode(self.last)
 
 
 class World:
@@ -92,13 +93,13 @@ class _Servers:
 
     async def _serve(self, name: str, expert: Expert, listening: asyncio.Event) -> None:
         async with self._network.transport(name).serve(Endpoint(name, 1)) as server:
-            server.add(Service(messages.SERVICE, {messages.FENCE.name: expert.fence}))
+            server.add(Service(messages.SERVICE, {orders.FENCE.name: expert.fence}))
             listening.set()
             await self._over.wait()
 
 
-def said(step: int, claim: int, verdict: Verdict = AS_IT_IS) -> messages.FenceReply:
-    return messages.FenceReply(step, claim, verdict)
+def said(step: int, claim: int, verdict: Verdict = AS_IT_IS) -> orders.FenceReply:
+    return orders.FenceReply(step, claim, verdict)
 
 
 def books(world: World) -> tuple[int, int, int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distqat.ids import Endpoint, PeerId, RunId
-from distqat.roles import messages
+from distqat.roles.orders import messages as orders
 from distqat.roles.outlook import outlook, speed, stage_costs
 from distqat.roles.status import ExpertStatus, PeerStatus, RoleStatus, StepTimes
 
@@ -47,5 +47,5 @@ def test_the_speed_of_a_device_does_not_count_the_time_in_which_it_waits() -> No
 
 
 def test_links_cross_the_wire() -> None:
-    reply = messages.AssignReply(SEATED)
-    assert messages.decode(messages.AssignReply, messages.encode(reply)) == reply
+    reply = orders.AssignReply(SEATED)
+    assert orders.decode(orders.AssignReply, orders.encode(reply)) == reply

@@ -66,7 +66,7 @@ def test_spares_take_the_missing_stages() -> None:
 def test_a_lone_spare_begins_and_the_rest_is_named() -> None:
     lone = view(expert(ALICE))
     assert [type(a) for a in plan(lone, SECTION, 0.0)] == [Assign]
-    assert missing(carry_out(lone, list(plan(lone, SECTION, 0.0)))) == "waiting: stage 1 of 2 has no expert"
+    assert missing(carry_out(lone, list(plan(lone, SECTION, 0.0))), 64) == "waiting: stage 1 of 2 has no expert"
 
 
 def test_a_spare_that_completes_nothing_stays_a_spare() -> None:
@@ -86,7 +86,7 @@ def test_ready_experts_of_every_stage_form_a_pipeline() -> None:
 def test_an_expert_that_is_not_ready_is_waited_for() -> None:
     waiting = view(expert(ALICE, 0), expert(BOB, 1, ready=False))
     assert not plan(waiting, SECTION, 0.0)
-    assert missing(waiting) == "waiting: stage 1 on bob is not ready yet"
+    assert missing(waiting, 64) == "waiting: stage 1 on bob is not ready yet"
 
 
 def test_no_more_pipelines_than_asked_for() -> None:
@@ -143,10 +143,17 @@ def test_a_lost_trainer_ends_its_pipelines_and_another_drives_new_ones() -> None
     assert [line.trainer for line in settle(lost).pipelines] == [TOM]
 
 
+def test_that_no_more_pipelines_are_allowed_is_said() -> None:
+    line = pipeline("p1", ALICE, BOB)
+    full = view(expert(ALICE, 0), expert(BOB, 1), expert(CAROL, 0), expert(DAVE, 1), pipelines=(line,))
+    assert missing(full, 1) == "waiting: there are as many pipelines as plan.max_pipelines allows (1)"
+    assert "max_pipelines" not in missing(full, 2)
+
+
 def test_without_a_trainer_nothing_forms_and_it_is_said() -> None:
     nobody = replace(view(expert(ALICE, 0), expert(BOB, 1)), trainers=())
     assert not plan(nobody, SECTION, 0.0)
-    assert missing(nobody) == "waiting: no trainer"
+    assert missing(nobody, 64) == "waiting: no trainer"
 
 
 @settings(max_examples=200, deadline=None)

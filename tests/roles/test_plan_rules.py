@@ -46,7 +46,7 @@ def test_a_warm_spare_takes_the_lost_place_and_the_pipeline_waits_for_it() -> No
     promoted = after(broken, plan(broken, SECTION, 0.0), 0.0)
     assert told(promoted, 1.0) == []
     assert (
-        missing(promoted)
+        missing(promoted, 64)
         == "waiting: pipeline p1 lost stage 1 on bob (bob:1); fred, who takes its place, is not ready yet"
     )
     ready = replace(promoted, experts=(expert(ALICE, 0), spare(ERIN, 0), expert(FRED, 1)))
@@ -92,7 +92,7 @@ def test_a_pipeline_waits_for_its_grace_and_no_longer() -> None:
 def test_an_expert_that_began_anew_serves_its_pipeline_when_it_is_ready() -> None:
     again = view(expert(ALICE, 0), expert(BOB, 1, ready=False), pipelines=(P1,))
     assert told(again) == []
-    assert "bob, who takes its place" in missing(again)
+    assert "bob, who takes its place" in missing(again, 64)
     # Whoever is ready sooner does.
     assert told(replace(again, experts=(*again.experts, expert(ERIN, 1)))) == [(Form, "p1", ALICE, ERIN)]
 
@@ -148,7 +148,7 @@ def test_a_stage_has_no_more_followers_than_help() -> None:
 
 
 def test_it_is_said_what_a_pipeline_waits_for() -> None:
-    assert missing(view(expert(ALICE, 0), pipelines=(P1,))) == (
+    assert missing(view(expert(ALICE, 0), pipelines=(P1,)), 64) == (
         "waiting: pipeline p1 lost stage 1 on bob (bob:1), and nobody has taken its place yet"
     )
 

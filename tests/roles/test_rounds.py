@@ -371,3 +371,62 @@ def test_what_a_round_refused_is_told() -> None:
         assert (last.values["bits"], last.values["clipped"], last.values["refused"]) == (2.5, 1, 1)
 
     drive(scenario())
+
+
+def test_another_stage_begins_its_rounds_when_the_first_of_its_pipeline_says_so() -> None:
+    async def scenario() -> None:
+        circle = Circle(sync(inner_steps=4))
+        siblings = [Sibling(circle, name, Numbers()) for name in ("a", "b")]
+        for sibling in siblings:
+            sibling.rounds._is_first = False
+
+        async def go(sibling: Sibling, orders: str) -> None:
+            for order in orders:
+                await sibling.rounds.opened()
+                await asyncio.sleep(1.0)
+                sibling.stage.learn(1.0)
+                sibling.rounds.orders_round(order == "x")
+                sibling.rounds.count(8)
+                await sibling.rounds.boundary()
+
+        async with working(*siblings):
+            # Not after four steps, and not when the other waits; but at the step that was ordered.
+            await both(go(siblings[0], "-----x-"), go(siblings[1], "------x-"))
+        assert [given[2] for given in siblings[0].averager.given] == [6 * 8]
+        assert [given[2] for given in siblings[1].averager.given] == [7 * 8]
+
+    drive(scenario())
+
+
+@pytest.mark.parametrize("invites", [True, False])
+def test_another_stage_does_not_wait_for_ever_for_an_order(invites: bool) -> None:
+    async def scenario() -> None:
+        circle = Circle(sync(inner_steps=4))
+        a, b = (Sibling(circle, name, Numbers()) for name in ("a", "b"))
+        a.rounds._is_first = b.rounds._is_first = False
+
+        async def step(sibling: Sibling, is_ordered: bool = False) -> None:
+            await asyncio.sleep(1.0)
+            sibling.stage.learn(1.0)
+            sibling.rounds.orders_round(is_ordered)
+            sibling.rounds.count(8)
+            await sibling.rounds.boundary()
+
+        async def late(number: int) -> None:
+            await asyncio.sleep(1.0)
+            for _ in range(number):
+                await step(b)
+
+        async with working(a, b):
+            if invites:
+                await both(step(a, True), late(3))
+            else:
+                await both(*(late(8), follow(a, 8, step)))
+        # Three steps after it was invited; or when twice the steps of the schedule are done.
+        assert [given[2] for given in b.averager.given] == [3 * 8 if invites else 8 * 8]
+
+    async def follow(sibling: Sibling, number: int, step: Any) -> None:
+        for _ in range(number):
+            await step(sibling)
+
+    drive(scenario())

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from distqat.config import load
 from distqat.errors import DeadlineError, RefusedError, StaleError
@@ -260,6 +261,9 @@ def test_only_a_seat_that_is_given_back_is_handed_over_and_to_one_heir(monkeypat
                     await last_step
             await asyncio.sleep(1.0)
             held.unrouted.clear()
+            owed = torch.ones(3)
+            held.averager.committed.feedback.load({0: owed})
+            held.rounds.handover.resume({0: 2 * owed}, 0.25)
             async with held.handing_over() as last:
                 with pytest.raises(RefusedError):
                     async with held.handing_over():
@@ -273,6 +277,7 @@ def test_only_a_seat_that_is_given_back_is_handed_over_and_to_one_heir(monkeypat
                 # The round that was under way is in it.
                 assert (copy.samples, copy.steps) == ((0,), 0)
                 assert copy.digest == held.averager.outer.digest  # type: ignore[union-attr]
+                assert copy.carried.residuals[0].equal(owed)
                 assert not asked.done()
             assert await asked
             # Nothing moves it any more.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distqat.roles import messages
+from distqat.roles.orders import messages as orders
 from distqat.roles.status import ExpertStatus, LinkStatus, Receipt, StepTimes
 from distqat.timeline import Timelines
 from distqat.times import DOWN, UP, LinkState
@@ -26,13 +26,13 @@ def test_times_are_those_of_the_last_steps() -> None:
 def test_times_cross_the_wire() -> None:
     times = StepTimes(6.0, 2.0, 0.5, 3.5, 1.0, 0.5, (LinkStatus(UP, 200, 800, 2e6, True),))
     for status in (ExpertStatus(seated=True, times=times), ExpertStatus()):
-        reply = messages.AssignReply(status)
-        assert messages.decode(messages.AssignReply, messages.encode(reply)) == reply
+        reply = orders.AssignReply(status)
+        assert orders.decode(orders.AssignReply, orders.encode(reply)) == reply
 
 
 def test_a_receipt_crosses_the_wire() -> None:
     receipt = Receipt(
         7, ("a", "b"), 640, 1500, 0.25, "29902a2f", ("c",), (0, 2), "int8", 0.8125, ("a",), ("d: it holds NaN",)
     )
-    reply = messages.AssignReply(ExpertStatus(seated=True, receipts=(receipt,), beside=True, replayed=3))
-    assert messages.decode(messages.AssignReply, messages.encode(reply)) == reply
+    reply = orders.AssignReply(ExpertStatus(seated=True, receipts=(receipt,), beside=True, replayed=3))
+    assert orders.decode(orders.AssignReply, orders.encode(reply)) == reply

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from distqat.data.claims import Claim
 from distqat.data.client import Batch
 from distqat.roles.supply import Portion, Supply
 from tests.support import run_virtual, until
@@ -95,7 +96,7 @@ def test_another_route_gets_what_is_not_committed_again() -> None:
             await supply.book(1)
             claiming.cancel()
         # The claim that was cut off gave nothing; the second step turns out to be committed.
-        assert await supply.restart(2)
+        assert await supply.restart(2) == 1
         assert data.booked == [0, 4]
         async with asyncio.TaskGroup() as group:
             claiming = group.create_task(supply.keep_claiming())
@@ -198,5 +199,20 @@ def test_with_care_there_is_one_step_at_a_time() -> None:
         assert second is not None
         assert second.step == 2
         claiming.cancel()
+
+    run_virtual(main())
+
+
+def test_what_is_claimed_and_what_was_booked_last_is_told() -> None:
+    async def main() -> None:
+        supply = Supply(FakeData(3), lambda: 4)
+        await supply.restart(0)
+        claiming = asyncio.ensure_future(supply.keep_claiming())
+        for _ in range(3):
+            await take(supply)
+        await claiming
+        await supply.book(2)
+        assert supply.claims("ada") == (Claim(3, "ada", 8, 12, 3),)
+        assert supply.booked("ada") == (Claim(1, "ada", 0, 4, 1), Claim(2, "ada", 4, 8, 2))
 
     run_virtual(main())

@@ -85,11 +85,18 @@ class World:
         """It goes on (SIGCONT)."""
         self._gates[host].go_on()
 
+    def gate(self, host: str) -> Gate:
+        """Through which the host's messages pass."""
+        return self._gates[host]
+
+    def leave(self, host: str) -> None:
+        """The daemon begins to drain."""
+        self._running[host].leave.set()
+
     async def stop(self, host: str) -> None:
         """The daemon drains and leaves."""
-        running = self._running.pop(host)
-        running.leave.set()
-        await running.task
+        self.leave(host)
+        await self._running.pop(host).task
 
     async def close(self) -> None:
         """All leave at once."""

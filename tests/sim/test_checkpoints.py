@@ -56,20 +56,32 @@ def numbers(world: World, hosts: Sequence[str]) -> dict[int, list[str]]:
     found = {}
     for host in hosts:
         expert = world.peers[host].roster.get("expert")
-        seat = expert._seat  # type: ignore[attr-defined]
+        seat = expert.seat  # type: ignore[attr-defined]
         found[seat.stage.index] = [part.digest for part in seat.averager.outer.parts]
     return found
 
 
-def test_one_pipeline_goes_on_bit_for_bit(tmp_path: Path) -> None:
+OVERLAPPING = {
+    "blocking": (),
+    "overlapping": ("sync.overlap=2", "sync.merge=0.5"),
+    "eager": ("sync.overlap=2", "sync.eager=true"),
+    "eager all the time": ("sync.overlap=4", "sync.eager=true"),
+}
+"""How rounds go: of four steps, with so many beside them."""
+
+
+@pytest.mark.parametrize("how", OVERLAPPING)
+def test_one_pipeline_goes_on_bit_for_bit(tmp_path: Path, how: str) -> None:
+    settings = (*EXACT, *OVERLAPPING[how])
+
     async def undisturbed() -> tuple[dict[int, list[str]], float]:
-        async with open_world(tmp_path / "whole", *EXACT) as world:
+        async with open_world(tmp_path / "whole", *settings) as world:
             await start(world, ("alice", "bob"))
             status = await finished(world)
             return numbers(world, ("alice", "bob")), status.pipelines()[0].evaluation
 
     async def killed() -> tuple[dict[int, list[str]], float]:
-        async with open_world(tmp_path / "killed", *EXACT) as world:
+        async with open_world(tmp_path / "killed", *settings) as world:
             await start(world, ("alice", "bob"))
             await world.until("head", lambda s: steps(s) > 30 and newest(s) > 0)
             await kill(world, ("head", "alice", "bob"))
@@ -192,6 +204,26 @@ def test_a_mirror_alone_brings_every_stage_back(tmp_path: Path) -> None:
             status = await world.until("head", lambda s: bool(training(s)), 120)
             assert all(number > 0 for numbers in rounds(status).values() for number in numbers)
             await finished(world)
+
+    run_virtual(scenario(), debug=False)
+
+
+def test_the_books_come_back_without_the_machine_of_the_client(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with open_world(tmp_path, *EXACT) as world:
+            await start(world, ("alice", "bob"))
+            await world.until("head", lambda s: steps(s) > 30 and newest(s) > 0)
+            await kill(world, ("head", "alice", "bob"))
+            # Another machine, which has nothing but the config.
+            await world.start("other", "client")
+            for host in ("alice", "bob"):
+                await world.start(host, "expert", join="other")
+            await world.until("other", lambda s: bool(training(s)))
+            status = await world.until("other", lambda s: s.run() is not None and books(s).finished, 600, pause=1.0)
+            run = books(status)
+            assert (run.committed, run.lost, run.doubled) == (run.budget, 0, 0)
+            # All steps in the parameters are of samples that the books know, each once.
+            assert [line.step for line in status.pipelines()] == [-(-run.budget // 16)]
 
     run_virtual(scenario(), debug=False)
 

@@ -11,7 +11,7 @@ import torch
 
 from distqat.ids import Endpoint, StageIndex
 from distqat.model.stage import Stage
-from distqat.roles.orders import Order
+from distqat.roles.orders.order import Order
 from distqat.roles.remote import Remote
 from distqat.roles.status import RunStatus, SwarmStatus
 from distqat.roles.trainer import Trainer
@@ -42,7 +42,7 @@ class Trap:
     def spring(self, host: str, fail: Callable[[], Exception], times: int) -> None:
         """The last stage, which that host holds now, fails so often."""
         expert: Any = self._world.peers[host].roster.get("expert")
-        self._stage, self.fail, self.times = expert._seat.stage, fail, times
+        self._stage, self.fail, self.times = expert.seat.stage, fail, times
 
 
 def books(status: SwarmStatus) -> RunStatus:

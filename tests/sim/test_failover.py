@@ -76,6 +76,42 @@ def test_a_warm_spare_takes_the_place_of_a_crashed_expert_and_moves_no_parameter
     run_virtual(scenario(), debug=False)
 
 
+def test_a_spare_that_holds_another_stage_takes_a_place_as_soon_as_a_sibling_has_given_it_the_state(
+    tmp_path: Path,
+) -> None:
+    """The client hears that it is ready with the answer to its order, and not at its next look."""
+
+    async def scenario() -> None:
+        async with open_world(tmp_path, "plan.max_pipelines=2") as world:
+            await trained(world, ("alice", "bob", "carol", "dave", "spare"))
+            before = await world.until(
+                "head",
+                lambda s: (
+                    len(training(s)) == 2 and all(e.round > 2 for _, e in s.experts() if e.seated) and followers(s)
+                ),
+            )
+            ((spare, held),) = followers(before)
+            victim, lost = next((p, e) for p, e in before.experts() if e.seated and e.stage != held.follows)
+            line = next(one for one in training(before) if one.pipeline == lost.pipeline)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await world.crash(victim.endpoint.host)
+            mended = await world.until(
+                "head",
+                lambda s: any(
+                    one.pipeline == line.pipeline and one.epoch > line.epoch and one.step > line.step + 1
+                    for one in training(s)
+                ),
+                pause=0.02,
+            )
+            # A look comes every half a second; the state, the route and the step take the rest.
+            assert loop.time() - began < 0.5
+            route = next(one.route for one in training(mended) if one.pipeline == line.pipeline)
+            assert [seat.peer for seat in route if seat.stage == lost.stage] == [spare.peer]
+
+    run_virtual(scenario(), debug=False)
+
+
 def test_a_spare_goes_on_with_the_copy_that_it_took(tmp_path: Path) -> None:
     """What the lost expert has learned since the last round, but for the last moment, is not lost with it."""
 

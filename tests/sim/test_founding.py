@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from distqat.averaging.committed import Committed
+from distqat.averaging.outer import OuterState
 from distqat.roles.status import SwarmStatus
 from tests.sim.swarm import World, open_world, steps, training
+from tests.sim.test_swarm import books
 from tests.support import run_virtual
 
 pytestmark = [pytest.mark.sim, pytest.mark.timeout(120)]
@@ -71,5 +76,57 @@ def test_after_a_restart_of_all_the_run_waits_and_another_name_begins_anew(tmp_p
             for host in ("alice", "bob"):
                 await world.start(host, "expert", join="head")
             await world.until("head", lambda s: training(s) and steps(s) > 10)
+
+    run_virtual(scenario(), debug=False)
+
+
+class Truths:
+    """What each host holds as committed, one state after the other: (round, digest)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.held: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        move = Committed._move
+
+        def moved(committed: Committed, state: OuterState) -> None:
+            self.held[committed.context.endpoint.host].append((state.round, state.digest))
+            move(committed, state)
+
+        monkeypatch.setattr(Committed, "_move", moved)
+
+    def have_met(self, hosts: Sequence[str]) -> bool:
+        """Whether all hold the same, and have gone on with it."""
+        common = set.intersection(*(set(self.held[host][1:]) for host in hosts))
+        return len(common) > 3
+
+
+def test_siblings_that_are_cut_off_from_the_start_go_on_with_one_truth_when_they_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        truths, hosts = Truths(monkeypatch), ("alice", "carol")
+        async with open_world(tmp_path, "model.stages=1", "plan.max_pipelines=2", "sync.max_wait=4") as world:
+            # Both see the client, and each other's records; no round can be had with both.
+            world.network.partition({"alice"}, {"carol"})
+            await world.start("head", "client")
+            for host in hosts:
+                await world.start(host, "expert", join="head")
+            await world.until("head", lambda s: len(training(s)) == 2 and all(e.round > 2 for _, e in s.experts()))
+            # Fresh numbers are those of the seed, so the first round begins at the same.
+            assert truths.held["alice"][0] == truths.held["carol"][0]
+            assert not truths.have_met(hosts)
+            world.network.heal()
+            status = await world.until("head", lambda s: len(training(s)) == 2 and truths.have_met(hosts), 120)
+            assert (books(status).lost, books(status).doubled) == (0, 0)
+        first, second = (truths.held[host] for host in hosts)
+        begun = min(set(first[1:]) & set(second[1:]))
+        for held in (first, second):
+            # Nobody goes back.
+            assert held == sorted(held, key=lambda state: state[0])
+        # From then on there are no two results of any round.
+        after = {state for held in (first, second) for state in held[held.index(begun) :]}
+        assert len(after) == len({number for number, _ in after})
+        # The truth that goes on is that of one of them, round by round; the other's has ended.
+        goes_on = [[number for number, _ in held] == list(range(len(held))) for held in (first, second)]
+        assert any(goes_on)
 
     run_virtual(scenario(), debug=False)

@@ -10,7 +10,7 @@ import pytest
 
 from distqat.errors import DataError, DeadlineError
 from distqat.ids import Endpoint, PipelineId, Seat, StageIndex, StepRef
-from distqat.roles.orders import Order
+from distqat.roles.orders.order import Order
 from distqat.roles.remote import Remote
 from distqat.roles.seat import Seat as HeldSeat
 from distqat.roles.status import PeerStatus, PipelineStatus, SwarmStatus

@@ -14,6 +14,7 @@ from distqat.averaging.rendezvous import order
 from distqat.errors import DistqatError
 from distqat.ids import PeerId
 from distqat.rpc.local import Network, VirtualTimeLoop
+from distqat.sections import SyncSection
 from tests.averaging.swarm import DILOCO, Node, Swarm, moved, together
 from tests.averaging.words import round_ref
 from tests.sim.gate import Gate, nothing
@@ -116,10 +117,10 @@ def run(scenario: Coroutine[Any, Any, T]) -> T:
 
 @asynccontextmanager
 async def started(
-    names: Sequence[str], network: Network
+    names: Sequence[str], network: Network, sync: SyncSection = DILOCO
 ) -> AsyncIterator[tuple[Swarm, dict[PeerId, Node], dict[PeerId, Gate]]]:
     """Siblings that have founded the run, each behind a gate."""
-    swarm = Swarm(network, DILOCO, parameters=2 * len(names))
+    swarm = Swarm(network, sync, parameters=2 * len(names))
     async with AsyncExitStack() as stack:
         gates = {PeerId(name): Gate(network.transport(name)) for name in names}
         for name, gate in gates.items():

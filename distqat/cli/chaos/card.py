@@ -56,6 +56,8 @@ class Books:
     doubled: int = 0
     replays: int = 0
     """Routes that opened with batches which an earlier route had left open."""
+    skipped: int = 0
+    """Samples given up, because training on them fails."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class FaultCard:
             found.append(f"throughput kept is {self.kept:.3f}, below {limits.keep:g}")
         if books.lost or books.doubled:
             found.append(f"{books.lost} samples lost, {books.doubled} doubled")
+        if books.skipped:
+            found.append(f"{books.skipped} samples skipped")
         if not self.digests.compared:
             found.append("no digests could be compared")
         found += [f"digests of {name} are not equal" for name in self.digests.unequal]
@@ -166,6 +170,7 @@ class FaultCard:
             "samples": self.books.samples,
             "samples_lost": self.books.lost,
             "samples_doubled": self.books.doubled,
+            "samples_skipped": self.books.skipped,
             "digests_compared": self.digests.compared,
             "digests_unequal": len(self.digests.unequal),
             "metric": quality.metric,
@@ -192,6 +197,8 @@ class FaultCard:
         table.add_row("batches replayed", str(self.books.replays))
         table.add_row("samples trained", str(self.books.samples))
         table.add_row("samples lost, doubled", f"{self.books.lost}, {self.books.doubled}")
+        if self.books.skipped:
+            table.add_row("samples skipped: training on them fails", str(self.books.skipped))
         table.add_row("digests compared, unequal", f"{self.digests.compared}, {len(self.digests.unequal)}")
         quality = self.quality
         if math.isfinite(quality.swarm):

@@ -96,7 +96,7 @@ async def _brave(
         watch.staffed(plan.experts)
         async with open_storm(crew, watch, course, console) as storm:
             await storm.rage()
-    books = Books(watch.committed, watch.lost, watch.doubled, watch.replays)
+    books = Books(watch.committed, watch.lost, watch.doubled, watch.replays, watch.skipped)
     quality = Quality(*last_evaluation(storm.evaluations))
     return FaultCard(
         weather.seed,

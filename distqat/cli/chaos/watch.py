@@ -130,7 +130,7 @@ class Watch:
         self.digests = Digests()
         self.wounds: list[Wound] = []
         self.committed = 0  # As the head said last.
-        self.lost = self.doubled = self.budget = 0
+        self.lost = self.doubled = self.skipped = self.budget = 0
         self._pipelines = pipelines  # That train when all is well.
         self._needed = needed  # Experts of these.
         self._experts = 0  # Daemons that may be experts.
@@ -180,7 +180,7 @@ class Watch:
         run = next((role.run for role in head.roles if role.run is not None), None) if head is not None else None
         if run is not None and run.budget:
             self.committed = max(self.committed, run.committed)
-            self.lost, self.doubled, self.budget = run.lost, run.doubled, run.budget
+            self.lost, self.doubled, self.skipped, self.budget = run.lost, run.doubled, run.skipped, run.budget
         lines = [line for role in head.roles for line in role.pipelines] if head is not None else []
         lives = sum(wound.fault.kind is Kind.KILL_HEAD for wound in self.wounds)
         self._replays |= {(lives, line.pipeline): line.replayed for line in lines}

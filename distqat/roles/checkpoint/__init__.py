@@ -1,7 +1,7 @@
 """Checkpoints: what a swarm that was killed goes on from. Its files in the order in which data meets them:
 
 words     what a peer says of a checkpoint that it holds                     pure
-cadence   which rounds are checkpoints                                       pure
+cadence   which states are checkpoints                                       pure
 places    where checkpoints lie
 files     a checkpoint as a folder: written so that it is whole or not there, and refused if it was changed
 keeper    the checkpoints of one daemon: found at its start, written beside training, the oldest removed

@@ -1,8 +1,15 @@
-"""Which rounds are checkpoints: all siblings and all stages say the same, without a word to each other. Pure."""
+"""Which states are checkpoints: all siblings and all stages say the same, without a word to each other. Pure.
+
+What they share is the cut, the last step of each pipeline that is in a state, not the number of the round: a stage in
+which a round has failed has committed fewer of them than the others, at the same steps.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from distqat.averaging.phases import phase
+from distqat.ids import StepRef
 from distqat.sections import SyncSection
 
 
@@ -13,28 +20,15 @@ def reach(sync: SyncSection, rounds: int, steps: int) -> int:
     return rounds
 
 
-class Cadence:
-    """Counts the steps that the schedule has between rounds, from the first round on."""
+def is_due(before: Sequence[StepRef], after: Sequence[StepRef], every: int) -> bool:
+    """Whether the state with the cut `after`, which follows that with `before`, goes into a checkpoint; 0: none does.
 
-    def __init__(self, sync: SyncSection, every: int) -> None:
-        """A checkpoint after each `every` steps of the schedule, at the next round; 0: none."""
-        self._sync = sync
-        self._every = every
-        self._round = 0  # Rounds counted so far.
-        self._steps = 0  # Of the schedule, up to there.
-
-    def __repr__(self) -> str:
-        return f"<Cadence every {self._every} steps, {self._steps} in {self._round} rounds>"
-
-    def is_due(self, rounds: int) -> bool:
-        """Whether the state after so many rounds goes into a checkpoint. Asked with growing numbers."""
-        if not self._every or rounds < 1:
-            return False
-        if rounds <= self._round:
-            self._round = self._steps = 0
-        before = self._steps
-        while self._round < rounds:
-            before = self._steps
-            self._steps += phase(self._round, self._sync).steps
-            self._round += 1
-        return self._steps // self._every > before // self._every
+    It is one if the first by name of the pipelines that have gone on has come to a further multiple of `every` steps.
+    So one pipeline counts for all, whichever others there are, and if it is gone another does.
+    """
+    known = {last.pipeline: last.step for last in before}
+    gone_on = [last for last in after if last.step > known.get(last.pipeline, 0)]
+    if not every or not gone_on:
+        return False
+    first = min(gone_on)
+    return first.step // every > known.get(first.pipeline, 0) // every

@@ -30,7 +30,7 @@ from distqat.model.agreement import LossScale, Verdict
 from distqat.roles.checkpoint.places import MANIFEST, stage_folder
 from distqat.roles.checkpoint.words import Checkpoint
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".safetensors"
 UNFINISHED = ".new"
 BLOCK = 1 << 22

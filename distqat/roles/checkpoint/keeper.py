@@ -18,9 +18,12 @@ from torch import Tensor
 
 from distqat.config import RunConfig
 from distqat.errors import StateError
+from distqat.event_log import EventLog
+from distqat.events import Kind, Subject
 from distqat.ids import RunId, short
 from distqat.roles.checkpoint import files, places
 from distqat.roles.checkpoint.files import Manifest
+from distqat.roles.checkpoint.held_books import HeldBooks, books_of_client
 from distqat.roles.checkpoint.words import Checkpoint, CheckpointStatus
 from distqat.roles.context import RoleContext
 
@@ -42,11 +45,21 @@ class _Found:
 class Keeper:
     """Writes and reads the checkpoints of one run in one folder."""
 
-    def __init__(self, root: Path, run: RunId, peer: str, most: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        run: RunId,
+        peer: str,
+        most: int,
+        books: HeldBooks | None = None,
+        events: EventLog | None = None,
+    ) -> None:
+        self.events = events if events is not None else EventLog()  # Told of what becomes of checkpoints.
         self._root = root
         self._run = run
         self._peer = peer
         self._most = most  # Of each stage; the oldest are removed.
+        self.books = books  # Those of the run; None: they are not kept.
         self._folders: dict[Path, Checkpoint] = {}  # Checkpoints that are whole.
         self._written = 0.0  # When the newest was, on the clock of the disk; 0: there is none.
         self._fault = ""
@@ -66,15 +79,19 @@ class Keeper:
     def status(self) -> CheckpointStatus:
         """For people, and for the client that looks for something to go on from."""
         age = max(0.0, time.time() - self._written) if self._written else 0.0
-        return CheckpointStatus(self.checkpoints, age, self._fault)
+        num_claims = self.books.num_claims if self.books is not None else 0
+        return CheckpointStatus(self.checkpoints, age, self._fault, num_claims)
 
     async def scan(self) -> None:
         """Find what is there; each file is looked at to its last byte."""
         found = await asyncio.to_thread(_find, self._root, self._run)
         self._folders, self._written = found.folders, found.newest
+        if self.books is not None:
+            await self.books.find()
         self._fault = "; ".join(found.faults)
         for fault in found.faults:
             log.warning("checkpoint %s: the next older one counts", fault)
+            self.events.record(Kind.CHECKPOINT_REFUSED, f"checkpoint {fault}", Subject())
         if found.folders:
             log.info("found %d checkpoints in %s", len(found.folders), self._root)
 
@@ -109,17 +126,24 @@ class Keeper:
 
     async def _write(self, manifest: Manifest, groups: Groups) -> None:
         held = manifest.checkpoint
+        if self.books is not None:
+            await self.books.renew()
         try:
             folder = await asyncio.to_thread(files.write, self._root, manifest, groups)
         except StateError as error:
             self._fault = f"checkpoint of round {held.round} failed: {error.reason}; {self._last_good(held.stage)}"
             log.warning("%s", self._fault)
+            self._tell(Kind.CHECKPOINT_FAILED, self._fault, held)
             return
         self._folders[folder] = held
         self._written, self._fault = time.time(), ""
         gone = await asyncio.to_thread(_prune, folder, self._peer, held.round, self._most)
         self._folders = {path: kept for path, kept in self._folders.items() if path not in gone}
         log.info("checkpoint of stage %d after round %d", held.stage, held.round)
+        self._tell(Kind.CHECKPOINT_WRITTEN, f"checkpoint of stage {held.stage} after round {held.round}", held)
+
+    def _tell(self, kind: Kind, text: str, held: Checkpoint) -> None:
+        self.events.record(kind, text, Subject(stage=str(held.stage), round=held.round))
 
     def _last_good(self, stage: int) -> str:
         rounds = [held.round for held in self._folders.values() if held.stage == stage]
@@ -137,10 +161,13 @@ class Keeper:
                 del self._folders[folder]
                 self._fault = error.reason
                 log.warning("checkpoint %s", error.reason)
+                self._tell(Kind.CHECKPOINT_REFUSED, f"checkpoint {error.reason}", held)
         raise StateError(self._fault or f"no checkpoint of stage {stage} after round {number} is here")
 
     def refuse(self, stage: int, digest: str, reason: str) -> None:
         """It can be read, and is of no use: it is offered no more."""
+        for held in [h for h in self._folders.values() if (h.stage, h.digest) == (stage, digest)][:1]:
+            self._tell(Kind.CHECKPOINT_REFUSED, reason, held)
         self._folders = {f: h for f, h in self._folders.items() if (h.stage, h.digest) != (stage, digest)}
         self._fault = reason
         log.warning("checkpoint of stage %d: %s", stage, reason)
@@ -150,7 +177,8 @@ def keeper_of(context: RoleContext, config: RunConfig) -> Keeper:
     """The keeper of a daemon for that run."""
     daemon = context.settings.daemon
     root = places.root_of(daemon, context.state_dir)
-    return Keeper(root, config.id, context.me, daemon.checkpoints_kept)
+    books = HeldBooks(places.books_file(root, config.id, context.me), books_of_client(context, config.id))
+    return Keeper(root, config.id, context.me, daemon.checkpoints_kept, books, context.telemetry.events)
 
 
 def _find(root: Path, run: RunId) -> _Found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distqat.ids import RunId
+from distqat.ids import RunId, short
 from distqat.sections import DaemonSection
 
 MANIFEST = "manifest.json"
@@ -18,6 +18,11 @@ def root_of(daemon: DaemonSection, state_dir: Path) -> Path:
 def stage_folder(root: Path, run: RunId, stage: int) -> Path:
     """Where the checkpoints of a stage lie."""
     return root / run.digest / f"stage-{stage}"
+
+
+def books_file(root: Path, run: RunId, peer: str) -> Path:
+    """Where a daemon keeps the books of the run that go with its checkpoints."""
+    return root / run.digest / f"books-{short(peer)}.json"
 
 
 def folders(root: Path, run: RunId) -> list[Path]:

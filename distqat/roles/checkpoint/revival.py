@@ -19,6 +19,7 @@ from distqat.events import Kind, Subject
 from distqat.ids import PeerId, StageIndex, short
 from distqat.roles.checkpoint.cadence import reach
 from distqat.roles.checkpoint.choice import Choice, Holder, Revival, choose, uncovered
+from distqat.roles.checkpoint.held_books import take_books
 from distqat.roles.checkpoint.words import Checkpoint, Load
 from distqat.roles.context import RoleContext
 from distqat.roles.leases import Leases
@@ -183,6 +184,7 @@ class Reviver:
         """The books first: who takes over from a client that dies now finds them at the moment that is loaded."""
         text = choice.describe()
         if self.is_whole:
+            await take_books(self._ledger, self._leases.statuses, self._context, self._config.id, choice.steps)
             freed = self._ledger.roll_back(choice.steps)
             await self._save()
             text += f"; {freed} samples are to be trained again"

@@ -18,7 +18,7 @@ from distqat.errors import DistqatError, StateError
 from distqat.ids import Endpoint, PeerId, StageIndex, StepRef, short
 from distqat.model.agreement import Verdict
 from distqat.model.local import LocalState
-from distqat.roles.checkpoint.cadence import Cadence
+from distqat.roles.checkpoint.cadence import is_due
 from distqat.roles.checkpoint.files import Manifest
 from distqat.roles.checkpoint.keeper import Groups, Keeper
 from distqat.roles.checkpoint.words import Checkpoint, Load
@@ -27,7 +27,7 @@ from distqat.roles.seat import Seat
 
 log = logging.getLogger(__name__)
 
-OUTER, LOCAL, RESIDUALS = "outer", "local", "residuals"
+OUTER, LOCAL, RESIDUALS, MOMENTA = "outer", "local", "residuals", "momenta"
 """The files of a checkpoint."""
 
 
@@ -42,18 +42,16 @@ class Saver:
         self._seat = seat
         self._keeper = keeper
         self._verdict = verdict  # On the last committed step.
-        self._cadence = Cadence(config.sync, config.checkpoint.steps)
-        self._seen = 0  # Rounds committed at the last look.
+        self._seen = seat.averager.outer  # What was committed at the last look.
 
     async def look(self, is_settled: bool) -> None:
         """Between two steps, with no round under way: make a checkpoint if this is one of its rounds, or if all that
         was learned is committed: then steps may end for good."""
-        outer = self._seat.averager.outer
-        if outer is None or outer.round == self._seen:
+        outer, every = self._seat.averager.outer, self._config.checkpoint.steps
+        before, self._seen = self._seen, outer
+        if outer is None or (before is not None and outer.round == before.round):
             return
-        self._seen = outer.round
-        is_due = self._cadence.is_due(outer.round)
-        if not is_due and not (is_settled and self._config.checkpoint.steps):
+        if not is_due(before.cut if before is not None else (), outer.cut, every) and not (is_settled and every):
             return
         if self._keeper.is_busy(self._seat.stage.index):
             log.info("no checkpoint of round %d: the one before is still being written", outer.round)
@@ -70,11 +68,20 @@ class Saver:
         pipeline, feedback = self._seat.pipeline, self._seat.averager.committed.feedback
         place = StepRef(pipeline, copy.state.version) if pipeline is not None else None
         checkpoint = checkpoint_of(self._seat.stage.index, outer, place, self._verdict() if place is not None else None)
-        facts = {"samples": list(copy.samples), "steps": copy.steps, "version": copy.state.version}
+        facts = {
+            "samples": list(copy.samples),
+            "steps": copy.steps,
+            "ordered": copy.is_ordered,
+            "version": copy.state.version,
+            "share": self._seat.rounds.handover.last_share,
+        }
         groups: dict[str, Mapping[str, Tensor]] = {OUTER: tensors_of(outer), LOCAL: copy.state.tensors}
         residuals = {str(fragment): held for fragment, held in feedback.save().items()}
         if residuals:
             groups[RESIDUALS] = residuals
+        momenta = {str(fragment): held for fragment, held in self._seat.rounds.handover.momenta().items()}
+        if momenta:
+            groups[MOMENTA] = momenta
         return Manifest(self._config.id, self._peer, checkpoint, facts), groups
 
 
@@ -109,7 +116,10 @@ class Loader:
         await seat.device.run(partial(self._restore, state, order, manifest.facts, groups.get(LOCAL)))
         averager.resume(state, {int(name): held for name, held in groups.get(RESIDUALS, {}).items()})
         if order.with_local:
-            seat.rounds.resume(manifest.facts["samples"], manifest.facts["steps"])
+            momenta = {int(name): held for name, held in groups.get(MOMENTA, {}).items()}
+            seat.rounds.handover.resume(momenta, manifest.facts.get("share", 0.0))
+            facts = manifest.facts
+            seat.rounds.resume(facts["samples"], facts["steps"], facts.get("ordered", False))
             if checkpoint.local is not None:
                 seat.rounds.handover.origins = {checkpoint.local.pipeline: checkpoint.local.step}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distqat.config import RunConfig
+from distqat.data.claims import LedgerSnapshot
 from distqat.ids import Endpoint, PeerId, StageIndex
 from distqat.model.agreement import Verdict
 from distqat.roles.checkpoint.keeper import Keeper, keeper_of
@@ -30,6 +31,10 @@ class Vault:
     def status(self) -> CheckpointStatus:
         """What is held."""
         return self._keeper.status()
+
+    def books(self) -> LedgerSnapshot | None:
+        """Those of the run that lie beside the checkpoints."""
+        return self._keeper.books.newest if self._keeper.books is not None else None
 
     async def open(self) -> None:
         """Find what is there; that there is anything says that the run has committed rounds."""

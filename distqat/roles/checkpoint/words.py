@@ -35,6 +35,8 @@ class CheckpointStatus:
     """Seconds since the newest was written; 0 if there is none."""
     fault: str = ""
     """Why the last one could not be written, or which one could not be read; empty if all is well."""
+    books: int = 0
+    """Claims in the books of the run that lie beside them; 0: there are none."""
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import xxhash
 from torch import Tensor
 
+from distqat.averaging.spans import Shape
 from distqat.errors import MessageError
 from distqat.ids import StepRef
 from distqat.model.local import LocalState
 from distqat.wire import tensors
 from distqat.wire.payload import Payload
 from distqat.wire.tensors import TensorHeader
+
+RESIDUAL, MOMENTUM = "residual/", "momentum/"
+"""Before the number of the fragment: names of what is carried, behind those of the local state."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,30 @@ class CopyManifest:
     layout: str
     origins: tuple[StepRef, ...] = ()
     """Up to which step of which pipeline the samples go."""
+    is_ordered: bool = False
+    """A round was to begin before the next step."""
+    residuals: tuple[int, ...] = ()
+    """Fragments of which there are some."""
+    momenta: tuple[int, ...] = ()
+    share: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """What one round of a sibling hands on to its next; only its heir goes on with it."""
+
+    residuals: Mapping[int, Tensor] = field(default_factory=dict)
+    """Of error feedback: by fragment [its num_elements]."""
+    momenta: Mapping[int, Tensor] = field(default_factory=dict)
+    """Eager: of own contributions, by fragment [its num_parameters]."""
+    share: float = 0.0
+    """Of own samples in the last round."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, as they travel."""
+        residuals = {f"{RESIDUAL}{fragment}": held for fragment, held in sorted(self.residuals.items())}
+        return residuals | {f"{MOMENTUM}{fragment}": held for fragment, held in sorted(self.momenta.items())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +69,8 @@ class Copy:
     samples: tuple[int, ...]
     steps: int
     origins: tuple[StepRef, ...] = ()
+    is_ordered: bool = False
+    carried: Carried = Carried()
 
     def __repr__(self) -> str:
         return f"<Copy of step {self.state.version}, {self.state.nbytes} bytes>"
@@ -58,22 +88,49 @@ class Layout:
     def __repr__(self) -> str:
         return f"<Layout of {len(self.headers)} tensors, {self.nbytes} bytes>"
 
-    def check(self, manifest: CopyManifest, fragments: int) -> None:
-        """Raises MessageError unless it is of a stage like this one: nothing is allocated before."""
+    def check(self, manifest: CopyManifest, shapes: Sequence[Shape]) -> Sequence[TensorHeader]:
+        """All tensors that come. Raises MessageError unless it is of a stage like this one, whose fragments have these
+        shapes: nothing is allocated before."""
+        fragments = len(shapes)
         if manifest.layout != self.digest:
             raise MessageError("the copy is of another stage, or of another optimizer")
         if len(manifest.samples) != fragments:
             raise MessageError(f"a copy of {len(manifest.samples)} fragments where {fragments} were expected")
+        for numbers in (manifest.residuals, manifest.momenta):
+            if list(numbers) != sorted(set(numbers)) or not all(number < fragments for number in numbers):
+                raise MessageError(f"a copy that carries something of fragments {numbers}, of {fragments}")
+        residuals = [_flat(f"{RESIDUAL}{number}", shapes[number].num_elements) for number in manifest.residuals]
+        momenta = [_flat(f"{MOMENTUM}{number}", shapes[number].num_parameters) for number in manifest.momenta]
+        return (*self.headers, *residuals, *momenta)
 
-    def read(self, manifest: CopyManifest, payload: memoryview) -> Copy:
-        """The copy whose tensors are in this payload. Raises MessageError."""
-        found = tensors.decode(self.headers, payload)
-        state = LocalState(manifest.step, found)
-        return Copy(state, manifest.digest, manifest.samples, manifest.steps, manifest.origins)
+
+def read(manifest: CopyManifest, headers: Sequence[TensorHeader], payload: memoryview) -> Copy:
+    """The copy whose tensors are in this payload. Raises MessageError."""
+    found = tensors.decode(headers, payload)
+    residuals = {number: found.pop(f"{RESIDUAL}{number}") for number in manifest.residuals}
+    momenta = {number: found.pop(f"{MOMENTUM}{number}") for number in manifest.momenta}
+    carried = Carried(residuals, momenta, manifest.share)
+    state, is_ordered = LocalState(manifest.step, found), manifest.is_ordered
+    return Copy(state, manifest.digest, manifest.samples, manifest.steps, manifest.origins, is_ordered, carried)
+
+
+def _flat(name: str, length: int) -> TensorHeader:
+    return TensorHeader(name, "float32", (length,), tensors.EXACT, 4 * length)
 
 
 def describe(copy: Copy) -> tuple[CopyManifest, Payload]:
     """What a copy is, and its bytes, where they lie."""
-    layout = Layout(copy.state.tensors)
-    manifest = CopyManifest(copy.state.version, copy.digest, copy.samples, copy.steps, layout.digest, copy.origins)
-    return manifest, tensors.encode(copy.state.tensors)[1]
+    layout, carried = Layout(copy.state.tensors), copy.carried
+    manifest = CopyManifest(
+        step=copy.state.version,
+        digest=copy.digest,
+        samples=copy.samples,
+        steps=copy.steps,
+        layout=layout.digest,
+        origins=copy.origins,
+        is_ordered=copy.is_ordered,
+        residuals=tuple(sorted(carried.residuals)),
+        momenta=tuple(sorted(carried.momenta)),
+        share=carried.share,
+    )
+    return manifest, tensors.encode({**copy.state.tensors, **carried.tensors})[1]

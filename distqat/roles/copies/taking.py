@@ -11,7 +11,7 @@ from distqat.averaging.state.snapshot import hash_of
 from distqat.errors import DeadlineError, MessageError
 from distqat.ids import short
 from distqat.roles.copies import messages
-from distqat.roles.copies.copy import Copy, CopyManifest, Layout
+from distqat.roles.copies.copy import Copy, Layout, read
 from distqat.roles.copies.messages import TAKE, CopyRequest
 from distqat.rpc.transport import Stream
 from distqat.wire.frames import Assembler
@@ -48,25 +48,24 @@ async def inherit(
 
 async def _receive(circle: Context, layout: Layout, donor: Sibling, stream: Stream, patience: float) -> Copy:
     """All frames; `patience` is for the first, the others may take as long as any progress."""
-    manifest: CopyManifest | None = None
-    payload: memoryview | None = None
-    assembler, seconds = Assembler(layout.nbytes), patience
-    while payload is None:
-        async with _within(seconds, donor):
-            header, data = messages.unframe(await stream.receive())
-        if manifest is None:
-            if header.copy is None:
-                raise MessageError(f"{short(donor.peer)} sends a copy without a word of what it is")
-            manifest = header.copy
-            layout.check(manifest, len(circle.shapes))
-        if header.chunk.total != layout.nbytes:
-            raise MessageError(f"a copy of {header.chunk.total} bytes where {layout.nbytes} were expected")
+    async with _within(patience, donor):
+        header, data = messages.unframe(await stream.receive())
+    manifest = header.copy
+    if manifest is None:
+        raise MessageError(f"{short(donor.peer)} sends a copy without a word of what it is")
+    headers = layout.check(manifest, circle.shapes)
+    size = sum(tensor.bytes for tensor in headers)
+    assembler = Assembler(size)
+    while True:
+        if header.chunk.total != size:
+            raise MessageError(f"a copy of {header.chunk.total} bytes where {size} were expected")
         if hash_of([data]) != header.hash:
             raise MessageError(f"the copy from {short(donor.peer)} has another hash than it says")
         payload = assembler.add(header.chunk, data)
-        seconds = circle.waits.progress
-    assert manifest is not None
-    return layout.read(manifest, payload)
+        if payload is not None:
+            return read(manifest, headers, payload)
+        async with _within(circle.waits.progress, donor):
+            header, data = messages.unframe(await stream.receive())
 
 
 @asynccontextmanager

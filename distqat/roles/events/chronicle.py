@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from distqat.event_log import EventLog
 from distqat.events import Kind, Subject
@@ -54,6 +55,16 @@ class Chronicle:
     def replays(self, step: int) -> None:
         """What was submitted from this step on and is not committed is submitted again."""
         self._events.record(Kind.STEP_REPLAYED, f"pipeline {self._pipeline} replays from step {step}", self._at(step))
+
+    def skipped(self, why: str, step: int, samples: int) -> None:
+        """The batch of that step is given up."""
+        text = f"pipeline {self._pipeline} skips the {samples} samples of step {step}: {why}"
+        self._events.record(Kind.BATCH_SKIPPED, text, replace(self._at(step), samples=samples))
+
+    def without_evaluations(self, why: str, step: int) -> None:
+        """No further evaluation is tried."""
+        text = f"pipeline {self._pipeline} goes on without evaluations: {why}"
+        self._events.record(Kind.EVALUATIONS_ENDED, text, self._at(step))
 
     def committed(self, step: int) -> None:
         """A step is committed; if it is the first after a break, that is over."""

@@ -6,7 +6,7 @@ from distqat.ids import short
 from distqat.roles.plan.view import View
 
 
-def missing(view: View) -> str:
+def missing(view: View, most: int) -> str:
     """Why there is no further pipeline, in one sentence for people."""
     if not view.trainers:
         return "waiting: no trainer"
@@ -15,6 +15,8 @@ def missing(view: View) -> str:
         if coming is None:
             return f"waiting: pipeline {name} lost {lost[0]}, and nobody has taken its place yet"
         return f"waiting: pipeline {name} lost {lost[0]}; {short(coming.peer)}, who takes its place, is not ready yet"
+    if len(view.pipelines) >= most:
+        return f"waiting: there are as many pipelines as plan.max_pipelines allows ({most})"
     held = {expert.stage for expert in view.experts}
     holes = [stage for stage in range(view.num_stages) if stage not in held]
     if holes:

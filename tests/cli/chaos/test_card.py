@@ -69,6 +69,7 @@ def test_it_is_shown_for_people() -> None:
         ({"spans": Spans()}, "throughput kept is nan"),
         ({"books": Books(lost=2)}, "2 samples lost, 0 doubled"),
         ({"books": Books(doubled=3)}, "0 samples lost, 3 doubled"),
+        ({"books": Books(skipped=16)}, "16 samples skipped"),
         ({"digests": Digests()}, "no digests could be compared"),
         ({"digests": digests("y")}, "digests of stage 0 round 2 are not equal"),
         ({"quality": replace(GOOD.quality, swarm=0.95)}, "accuracy 0.9500, 0.9800 in one process are too far apart"),
@@ -81,6 +82,13 @@ def test_each_shortcoming_is_named(change: Mapping[str, Any], words: str) -> Non
     assert not card.passed
     assert words in "; ".join(card.failures)
     assert json.loads(card.as_json())["passed"] is False
+
+
+def test_samples_that_were_skipped_are_shown() -> None:
+    for books, is_shown in ((Books(skipped=16), True), (Books(), False)):
+        out = io.StringIO()
+        Console(file=out, width=240).print(replace(GOOD, books=books).render())
+        assert ("samples skipped" in out.getvalue()) is is_shown
 
 
 def test_the_better_of_both_rates_without_faults_counts() -> None:

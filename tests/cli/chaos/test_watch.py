@@ -23,8 +23,8 @@ def line(
     return PipelineStatus(name, epoch, seats, step, phase=phase, replayed=replayed)
 
 
-def head(*lines: PipelineStatus, committed: int = 0, lost: int = 0, doubled: int = 0) -> PeerStatus:
-    run = RunStatus(committed=committed, budget=1000, lost=lost, doubled=doubled)
+def head(*lines: PipelineStatus, committed: int = 0, lost: int = 0, doubled: int = 0, skipped: int = 0) -> PeerStatus:
+    run = RunStatus(committed=committed, budget=1000, lost=lost, doubled=doubled, skipped=skipped)
     return PeerStatus("h", roles=(RoleStatus("client", run=run), RoleStatus("trainer", pipelines=lines)))
 
 
@@ -130,9 +130,10 @@ def test_time_counts_as_far_as_the_needed_peers_are_there() -> None:
 def test_books_and_replays_are_those_of_the_last_look() -> None:
     watch = warm()
     watch.look(3.0, head(line("p", "ab", 3, replayed=2), line("q", "cd", 3), committed=64, lost=1, doubled=2), NAMES)
-    watch.look(4.0, head(line("q", "cd", 4, replayed=1), committed=96), NAMES)
+    watch.look(4.0, head(line("q", "cd", 4, replayed=1), committed=96, skipped=16), NAMES)
     watch.look(5.0, None, NAMES)
     assert (watch.committed, watch.lost, watch.doubled, watch.replays) == (96, 0, 0, 3)
+    assert watch.skipped == 16
     assert Span.between(watch.mark(5.0), watch.mark(5.0)).samples == 0
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distqat.errors import StateError
+from distqat.events import Kind
 from distqat.ids import PipelineId, RunId, StepRef
 from distqat.roles.checkpoint import files
 from distqat.roles.checkpoint.files import Manifest
@@ -212,5 +213,25 @@ def test_others_and_other_runs_are_left_alone(tmp_path: Path) -> None:
             assert rounds(keeper) == [(0, 3), (0, 1)]
         assert sibling.exists()
         assert files.folder_of(tmp_path, manifest(7, run=other)).exists()
+
+    run(scenario())
+
+
+def test_what_becomes_of_checkpoints_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Path:
+        raise StateError("no space left on device")
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as keeper:
+            await write(keeper, 1)
+            keeper.refuse(0, "0:1", "it is of another stage")
+            monkeypatch.setattr(files, "write", full)
+            await write(keeper, 2)
+            told = [(event.kind, event.subject.stage, event.subject.round) for event in keeper.events.since(0)]
+            assert told == [
+                (Kind.CHECKPOINT_WRITTEN, "0", 1),
+                (Kind.CHECKPOINT_REFUSED, "0", 1),
+                (Kind.CHECKPOINT_FAILED, "0", 2),
+            ]
 
     run(scenario())

@@ -14,13 +14,17 @@ from distqat.averaging import catchup
 from distqat.averaging.context import Sibling
 from distqat.averaging.outer import OuterState, Part
 from distqat.averaging.spans import Shape
+from distqat.config import load
 from distqat.errors import StateError
-from distqat.ids import Endpoint, PeerId, RunId, StageIndex
+from distqat.ids import Endpoint, PeerId, PipelineId, RunId, StageIndex
+from distqat.model.local import LocalState
+from distqat.pipeline.words import AS_IT_IS
 from distqat.roles.checkpoint.archive import Stock
 from distqat.roles.checkpoint.files import Manifest
 from distqat.roles.checkpoint.keeper import Groups
-from distqat.roles.checkpoint.saver import OUTER, Loader, checkpoint_of, fresh, tensors_of
+from distqat.roles.checkpoint.saver import LOCAL, OUTER, Loader, Saver, checkpoint_of, fresh, tensors_of
 from distqat.roles.checkpoint.words import Checkpoint, Load
+from distqat.roles.copies.copy import Copy
 
 SHAPES = (Shape(3, 3),)
 STAGE = StageIndex(0)
@@ -55,6 +59,7 @@ class Stage:
     def __init__(self) -> None:
         self.index = STAGE
         self.resumed: list[OuterState] = []
+        self.residuals: Any = {}
         self.context = SimpleNamespace(shapes=SHAPES, stage=STAGE, work=self.run)
         self.stage = self.averager = self.device = self
 
@@ -64,8 +69,9 @@ class Stage:
     def scatter(self, fragments: Sequence[int], vector: torch.Tensor) -> None:
         pass
 
-    def resume(self, held: OuterState, residuals: object) -> None:
+    def resume(self, held: OuterState, residuals: Any) -> None:
         self.resumed.append(held)
+        self.residuals = residuals
 
 
 def loader(shelf: Shelf, stage: Stage, *mirrors: str) -> Loader:
@@ -100,6 +106,38 @@ def test_mirrors_are_asked_until_one_gives_what_was_ordered(monkeypatch: pytest.
         asyncio.run(loader(Shelf(), Stage(), "a", "b").take(order))
     with pytest.raises(StateError, match="there is none"):
         asyncio.run(loader(Shelf(), Stage()).take(order))
+
+
+def test_what_eager_rounds_and_lossy_codecs_go_on_from_is_saved_and_loaded() -> None:
+    held, tensor = state(1.0), torch.full((3,), 0.5)
+    saved = SimpleNamespace(momenta=lambda: {0: tensor}, last_share=0.25)
+    feedback = SimpleNamespace(save=lambda: {0: 2 * tensor})
+    seat: Any = SimpleNamespace(
+        stage=SimpleNamespace(index=STAGE),
+        averager=SimpleNamespace(outer=held, committed=SimpleNamespace(feedback=feedback)),
+        pipeline=PipelineId("p"),
+        rounds=SimpleNamespace(handover=saved),
+    )
+    parts: list[Any] = [load().run_config(), "me", seat, None, lambda: AS_IT_IS]
+    copy = Copy(LocalState(8, {}), held.digest, (16,), 2, is_ordered=True)
+    manifest, groups = Saver(*parts)._packed(held, copy)
+    assert manifest.facts["share"] == 0.25
+
+    async def read(stage: int, number: int, digest: str) -> tuple[Manifest, Groups]:
+        return manifest, {name: tensors for name, tensors in groups.items() if name != LOCAL}
+
+    stage, shelf, loaded = Stage(), Shelf(held), list[Any]()
+    shelf.read = read  # type: ignore[method-assign]
+    given: Any = stage
+    given.rounds = SimpleNamespace(
+        handover=SimpleNamespace(resume=lambda *what: loaded.append(what)), resume=lambda *what: loaded.append(what)
+    )
+    asyncio.run(loader(shelf, stage).take(Load(4, fresh(held).digest, with_local=True)))
+    (momenta, share), what = loaded
+    assert share == 0.25
+    assert torch.equal(momenta[0], tensor)
+    assert what == ([16], 2, True)
+    assert torch.equal(stage.residuals[0], 2 * tensor)
 
 
 def test_a_mirror_gives_the_checkpoint_that_is_asked_for_of_two_with_the_same_round() -> None:

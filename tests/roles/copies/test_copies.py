@@ -15,13 +15,13 @@ from distqat.errors import DeadlineError, DistqatError, MessageError, RefusedErr
 from distqat.ids import Endpoint, PipelineId, StepRef
 from distqat.model.local import LocalState
 from distqat.roles.copies import giving, messages, taking
-from distqat.roles.copies.copy import Copy, Layout
+from distqat.roles.copies.copy import Carried, Copy, Layout
 from distqat.roles.copies.giving import Giver
 from distqat.roles.copies.messages import TAKE, CopyHeader
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Caller, Service, Stream
 from distqat.rpc.wrapped import WrappedStream
-from tests.averaging.state.stock import Stock, make_state
+from tests.averaging.state.stock import SHAPES, Stock, make_state
 from tests.support import run_virtual
 
 CHUNK = 4096
@@ -138,6 +138,22 @@ def test_a_copy_is_the_same_bit_for_bit() -> None:
     run_virtual(scenario())
 
 
+def test_what_rounds_carry_comes_along_bit_for_bit() -> None:
+    async def scenario() -> None:
+        async with world() as here:
+            residuals = {0: torch.randn(SHAPES[0].num_elements), 2: torch.randn(SHAPES[2].num_elements)}
+            carried = Carried(residuals, {1: torch.randn(SHAPES[1].num_parameters)}, 0.25)
+            here.held.given = replace(here.held.given, is_ordered=True, carried=carried)
+            found = await here.take()
+            assert_same(found, here.held.given)
+            assert (found.is_ordered, found.carried.share) == (True, 0.25)
+            assert found.carried.tensors.keys() == carried.tensors.keys()
+            for name, tensor in carried.tensors.items():
+                assert torch.equal(found.carried.tensors[name], tensor)
+
+    run_virtual(scenario())
+
+
 def test_a_copy_of_another_stage_is_refused_before_any_of_it_is_kept() -> None:
     async def scenario() -> None:
         async with world() as here:
@@ -148,7 +164,11 @@ def test_a_copy_of_another_stage_is_refused_before_any_of_it_is_kept() -> None:
     run_virtual(scenario())
 
 
-@pytest.mark.parametrize("fault", ["payload", "total", "hash", "samples", "silent"])
+CARRIED = {"fragment": (len(SHAPES),), "twice": (0, 0), "missing": (0,)}
+"""Residuals that a copy claims, and does not have."""
+
+
+@pytest.mark.parametrize("fault", ["payload", "total", "hash", "samples", "silent", "fragment", "twice", "missing"])
 def test_garbage_is_refused(fault: str) -> None:
     async def spoil(data: bytes) -> bytes:
         header, payload = messages.unframe(data)
@@ -161,6 +181,8 @@ def test_garbage_is_refused(fault: str) -> None:
             header = replace(header, hash=b"")
         if fault == "samples" and header.copy is not None:
             header = replace(header, copy=replace(header.copy, samples=(1,)))
+        if fault in CARRIED and header.copy is not None:
+            header = replace(header, copy=replace(header.copy, residuals=CARRIED[fault]))
         if fault == "silent":
             header = CopyHeader(None, header.chunk, header.hash)
         return messages.frame(header, payload)

@@ -1,0 +1,1 @@
+"""What a daemon did in the steps of a pipeline, as others ask for it."""
