@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from distqat import settings_file
 from distqat.errors import ConfigError
 from distqat.ids import RunId
+from distqat.quant_sections import QuantSection
 from distqat.sections import (
     CheckpointSection,
     DaemonSection,
@@ -45,6 +46,7 @@ class _RunSections(BaseModel):
     run: RunSection = Field(default_factory=RunSection)
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection = Field(default_factory=DataSection)
+    quant: QuantSection = Field(default_factory=QuantSection)
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     sync: SyncSection = Field(default_factory=SyncSection)
     train: TrainSection = Field(default_factory=TrainSection)
@@ -60,6 +62,16 @@ class _RunSections(BaseModel):
             raise ValueError(
                 f"lease.min ({self.lease.min} s) must be less than sync.max_wait ({self.sync.max_wait} s), "
                 "or a round gives up before a dead sibling is noticed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _first_steps_are_averaged(self) -> Self:
+        """An outer step with momentum from the run's anchor to what the first data give would go far beyond that."""
+        if self.quant.learns_from_inputs and not self.sync.warmup_steps:
+            raise ValueError(
+                f"quant.method {self.quant.method} takes the first steps of activations from data, which only a round "
+                "of the warm-up can average; let sync.warmup_steps be at least 1, or quant.activations.bits be 0"
             )
         return self
 

@@ -12,6 +12,7 @@ from distqat.errors import ModelError
 from distqat.model import zoo
 from distqat.model.partition import cut
 from distqat.model.precision import compute_type
+from distqat.model.quant.plan import quantised
 from distqat.model.rates import warmup_fraction
 from distqat.model.shapes import DataShape
 from distqat.model.stage import CPU, Stage, Training
@@ -68,7 +69,7 @@ def _build(
     budget: int | None,
 ) -> Stage:
     precision = config.train.precision
-    own = slice_of(plan, ranges, index, compute_type(precision))
+    own = slice_of(quantised(plan, config.quant), ranges, index, compute_type(precision))
     training = Training(
         config.run.seed,
         config.optimizer,
@@ -76,6 +77,7 @@ def _build(
         _warmup(config, budget),
         recompute=any(fnmatchcase(own.name, glob) for glob in config.pipeline.recompute),
         fragments=config.sync.fragments,
+        step_rate=config.quant.step_rate,
     )
     return Stage(own, training, task, device)
 

@@ -7,7 +7,8 @@ imports a compiler.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -28,15 +29,34 @@ class Optimizer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Steady:
+    """Parameters that do not decay, and learn at another rate: the step sizes of quantizers."""
+
+    names: frozenset[str] = frozenset()
+    rate: float = 1.0
+    """Of the learning rate of the others."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Parameters that have a gradient, and how they are updated."""
+
+    names: list[str]
+    learning_rate: float
+    weight_decay: float
+
+
 class AdamW:
     """Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019; with the usual betas and epsilon."""
 
     BETAS = (0.9, 0.999)
     EPSILON = 1e-8
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], weight_decay: float) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], weight_decay: float, steady: Steady = Steady()) -> None:
         self._parameters = parameters
         self._weight_decay = weight_decay
+        self._steady = steady
         device = next((parameter.device for parameter in parameters.values()), None)
         self._steps = torch.zeros((), device=device)  # Done, of all parameters alike; the kernel wants it as fp32.
         self._first = _zeros(parameters)  # Running means of the gradients, by parameter.
@@ -45,26 +65,27 @@ class AdamW:
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """One update."""
-        names = _with_gradient(self._parameters)
-        if not names:
-            return
-        self._steps += 1
-        # The fused kernel does in one pass what takes fifteen small operations for each tensor.
-        torch._fused_adamw_(
-            [self._parameters[name] for name in names],
-            _gradients(self._parameters, names),
-            [self._first[name] for name in names],
-            [self._second[name] for name in names],
-            [],
-            [self._steps] * len(names),
-            lr=learning_rate,
-            beta1=self.BETAS[0],
-            beta2=self.BETAS[1],
-            weight_decay=self._weight_decay,
-            eps=self.EPSILON,
-            amsgrad=False,
-            maximize=False,
-        )
+        groups = list(_groups(self._parameters, self._steady, learning_rate, self._weight_decay))
+        if groups:
+            self._steps += 1
+        for group in groups:
+            names = group.names
+            # The fused kernel does in one pass what takes fifteen small operations for each tensor.
+            torch._fused_adamw_(
+                [self._parameters[name] for name in names],
+                _gradients(self._parameters, names),
+                [self._first[name] for name in names],
+                [self._second[name] for name in names],
+                [],
+                [self._steps] * len(names),
+                lr=group.learning_rate,
+                beta1=self.BETAS[0],
+                beta2=self.BETAS[1],
+                weight_decay=group.weight_decay,
+                eps=self.EPSILON,
+                amsgrad=False,
+                maximize=False,
+            )
 
     def state(self) -> dict[str, Tensor]:
         """Steps done, and both running means."""
@@ -78,10 +99,16 @@ class MomentumSgd:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], weight_decay: float, momentum: float, nesterov: bool
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        weight_decay: float,
+        momentum: float,
+        nesterov: bool,
+        steady: Steady = Steady(),
     ) -> None:
         self._parameters = parameters
         self._weight_decay = weight_decay
+        self._steady = steady
         self._momentum = momentum
         self._nesterov = nesterov and momentum > 0
         self._velocity = _zeros(parameters) if momentum else {}  # Decaying sums of the gradients, by parameter.
@@ -89,32 +116,33 @@ class MomentumSgd:
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """One update."""
-        names = _with_gradient(self._parameters)
-        if not names:
-            return
-        torch._fused_sgd_(
-            [self._parameters[name] for name in names],
-            _gradients(self._parameters, names),
-            [self._velocity[name] for name in names] if self._velocity else [],
-            weight_decay=self._weight_decay,
-            momentum=self._momentum,
-            lr=learning_rate,
-            dampening=0.0,
-            nesterov=self._nesterov,
-            maximize=False,
-            is_first_step=False,
-        )
+        for group in _groups(self._parameters, self._steady, learning_rate, self._weight_decay):
+            names = group.names
+            torch._fused_sgd_(
+                [self._parameters[name] for name in names],
+                _gradients(self._parameters, names),
+                [self._velocity[name] for name in names] if self._velocity else [],
+                weight_decay=group.weight_decay,
+                momentum=self._momentum,
+                lr=group.learning_rate,
+                dampening=0.0,
+                nesterov=self._nesterov,
+                maximize=False,
+                is_first_step=False,
+            )
 
     def state(self) -> dict[str, Tensor]:
         """The velocities; nothing without momentum."""
         return _prefixed("velocity", self._velocity)
 
 
-def build_optimizer(section: OptimizerSection, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
-    """The optimizer that the run asks for, over parameters by name."""
+def build_optimizer(
+    section: OptimizerSection, parameters: Mapping[str, nn.Parameter], steady: Steady = Steady()
+) -> Optimizer:
+    """The optimizer that the run asks for, over parameters by name; some of them may be steady."""
     if section.name == "sgd":
-        return MomentumSgd(parameters, section.weight_decay, section.momentum, section.nesterov)
-    return AdamW(parameters, section.weight_decay)
+        return MomentumSgd(parameters, section.weight_decay, section.momentum, section.nesterov, steady)
+    return AdamW(parameters, section.weight_decay, steady)
 
 
 def _zeros(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -125,8 +153,15 @@ def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 
-def _with_gradient(parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    return [name for name, parameter in parameters.items() if parameter.grad is not None]
+def _groups(
+    parameters: Mapping[str, nn.Parameter], steady: Steady, learning_rate: float, weight_decay: float
+) -> Iterator[_Group]:
+    """None that is empty."""
+    names = [name for name, parameter in parameters.items() if parameter.grad is not None]
+    if usual := [name for name in names if name not in steady.names]:
+        yield _Group(usual, learning_rate, weight_decay)
+    if slow := [name for name in names if name in steady.names]:
+        yield _Group(slow, learning_rate * steady.rate, 0.0)
 
 
 def _gradients(parameters: Mapping[str, nn.Parameter], names: list[str]) -> list[Tensor]:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from distqat.model.quant.layers import QuantisedLayer
 from distqat.sections import Precision
 
 _TYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,11 +63,14 @@ class Casts:
 
 
 def _cast_by_autocast(block: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters of linear and convolutional layers; of others autocast's lists say fp32, or leave it to the kernel."""
+    """Parameters of linear and convolutional layers; of others autocast's lists say fp32, or leave it to the kernel.
+
+    Quantised layers round their weights in fp32, and so keep them.
+    """
     return {
         f"{path}.{name}" if path else name: parameter
         for path, module in block.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
+        if isinstance(module, nn.Linear | nn.Conv2d) and not isinstance(module, QuantisedLayer)
         for name, parameter in module.named_parameters(recurse=False)
     }
 

@@ -20,7 +20,8 @@ from distqat.ids import MicrobatchId, StageIndex
 from distqat.model import agreement, boundary, checks, gradients, local, vectors
 from distqat.model.fragments import deal
 from distqat.model.local import LocalState
-from distqat.model.optimizer import build_optimizer
+from distqat.model.optimizer import Steady, build_optimizer
+from distqat.model.quant.plan import learned
 from distqat.model.rates import learning_rate
 from distqat.model.slice import Slice
 from distqat.model.stash import Stash
@@ -46,6 +47,8 @@ class Training:
     """Whether a microbatch that waits for its gradient keeps its input only, and computes its forward again then."""
     fragments: int = 1
     """Parts of the stage that siblings synchronise in turn."""
+    step_rate: float = 1.0
+    """Of the learning rate, for the step sizes of quantizers, which do not decay."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,10 @@ class Stage:
         self.num_parameters = sum(slot.size for slot in self.layout if slot.is_parameter)
         self.fragments = deal(self.layout, training.fragments, plan.name)
         names = [slot.name for slot in self.layout if slot.is_parameter]
-        self.optimizer = build_optimizer(training.optimizer, dict(zip(names, self._slice.parameters, strict=True)))
+        named = dict(zip(names, self._slice.parameters, strict=True))
+        learned_steps = {id(step) for step in learned(self.blocks)}
+        steady = Steady(frozenset(name for name in names if id(named[name]) in learned_steps), training.step_rate)
+        self.optimizer = build_optimizer(training.optimizer, named, steady)
         self._stash = Stash(training.recompute, self._slice.held)
         self._steps = Steps(plan.name)
         self._buffers_at_commit: list[Tensor] = []  # Running statistics when the step began; empty between steps.

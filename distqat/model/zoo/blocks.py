@@ -45,6 +45,8 @@ class BlockSpec:
     """Gives a foreign module, built without numbers, its first ones; raises ModelError."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Prefixes of the names of its tensors, and what stands for them in the model of the library that it is from."""
+    finish: Callable[[nn.Module], None] | None = None
+    """Changes the module in place once it has its first numbers, from these alone; see `model.quant`."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,13 @@ def build(spec: BlockSpec, seed: int, model: str, index: int) -> nn.Module:
 
     Raises ModelError when a part of it gets none.
     """
+    block = _with_numbers(spec, seed, model, index)
+    if spec.finish is not None:
+        spec.finish(block)
+    return block
+
+
+def _with_numbers(spec: BlockSpec, seed: int, model: str, index: int) -> nn.Module:
     if spec.is_foreign:
         with rng.borrowed(torch.device("cpu"), rng.derive(seed, "initial", model, index)):
             return _foreign(spec, f"{model} block {index}")

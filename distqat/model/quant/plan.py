@@ -1,0 +1,124 @@
+"""From a model's plan to one whose blocks are built quantised."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from distqat.errors import ModelError
+from distqat.model import rng
+from distqat.model.quant import layers, rules
+from distqat.model.quant.grid import Grid
+from distqat.model.quant.quantizers import (
+    LearnedInputs,
+    LearnedQuantizer,
+    LearnedWeights,
+    ObservedInputs,
+    ObservedWeights,
+    Quantizer,
+)
+from distqat.model.quant.rules import Layer, Numbers
+from distqat.model.zoo.blocks import BlockSpec, ModelPlan
+from distqat.quant_sections import QuantSection
+
+log = logging.getLogger(__name__)
+
+
+def quantised(plan: ModelPlan, section: QuantSection) -> ModelPlan:
+    """The plan with the layers that the section names computing in its numbers; the plan itself if it is off.
+
+    All blocks are looked at, without numbers, so rules mean the same whatever the cut. Raises ModelError for a rule
+    that no layer matches (if strict), or when no layer is quantised.
+    """
+    if section.method == "off":
+        return plan
+    found = [_layers(spec) for spec in plan.blocks]
+    every = [layer for own in found for layer in own.values()]
+    _expect_all_rules_to_match(plan, section, every)
+    chosen = [{path: rules.numbers_of(layer, section) for path, layer in own.items()} for own in found]
+    if all(numbers.are_plain for own in chosen for numbers in own.values()):
+        raise ModelError(f"quant.method is {section.method}, but no layer of model {plan.name} is quantised")
+    blocks = (
+        replace(spec, finish=partial(_finish, Work(section.method == "lsq+", _percentile(section), own)))
+        for spec, own in zip(plan.blocks, chosen, strict=True)
+    )
+    return replace(plan, blocks=tuple(blocks))
+
+
+def learned(blocks: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    """The steps and offsets of these blocks."""
+    for block in blocks:
+        for module in block.modules():
+            if isinstance(module, LearnedQuantizer):
+                yield from module.parameters(recurse=False)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done to a block."""
+
+    has_offsets: bool
+    percentile: float | None
+    """Of observed ranges; None where steps are learned."""
+    numbers: Mapping[str, Numbers]
+    """Of each layer, by its path in the block."""
+
+
+def _percentile(section: QuantSection) -> float | None:
+    return {"minmax": 100.0, "percentile": section.percentile}.get(section.method)
+
+
+def _expect_all_rules_to_match(plan: ModelPlan, section: QuantSection, every: list[Layer]) -> None:
+    for rule in rules.idle(section.rules, every):
+        what = f"quant.rules: {rule} matches no layer of model {plan.name}"
+        if section.strict:
+            some = ", ".join(layer.path for layer in every[:8])
+            raise ModelError(f"{what}; there are: {some}{', ...' if len(every) > 8 else ''}")
+        log.warning("%s", what)
+
+
+def _layers(spec: BlockSpec) -> dict[str, Layer]:
+    """Those of a block that can be quantised, by their path in it."""
+    # A foreign constructor may draw numbers; nobody else's generators move.
+    with rng.borrowed(torch.device("cpu"), 0), torch.device("meta"):
+        try:
+            block = spec.make()
+        except RuntimeError as error:
+            raise ModelError(f"block {spec.name} cannot be made on the meta device, as quant wants: {error}") from error
+    return {
+        path: Layer(f"{spec.name}.{path}" if path else spec.name, frozenset(layers.class_names(module)))
+        for path, module in block.named_modules()
+        if layers.axes_of(module) is not None
+    }
+
+
+def _finish(work: Work, block: nn.Module) -> None:
+    for path, numbers in work.numbers.items():
+        if not numbers.are_plain:
+            module = block.get_submodule(path)
+            layers.quantise(module, _of_weights(work, module, numbers), _of_inputs(work, module, numbers))
+
+
+def _of_weights(work: Work, module: nn.Module, numbers: Numbers) -> Quantizer | None:
+    if numbers.weights is None:
+        return None
+    grid = Grid(numbers.weights.bits, numbers.weights.signed)
+    channels = layers.weight_channels(module) if numbers.weights.per == "channel" else None
+    if work.percentile is None:
+        return LearnedWeights(grid, channels)
+    return ObservedWeights(grid, channels, work.percentile)
+
+
+def _of_inputs(work: Work, module: nn.Module, numbers: Numbers) -> Quantizer | None:
+    if numbers.activations is None:
+        return None
+    grid = Grid(numbers.activations.bits, numbers.activations.signed)
+    channels = layers.input_channels(module) if numbers.activations.per == "channel" else None
+    if work.percentile is None:
+        return LearnedInputs(grid, channels, work.has_offsets)
+    return ObservedInputs(grid, channels, work.percentile)
