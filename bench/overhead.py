@@ -123,7 +123,9 @@ async def measure(form: Form, seconds: float, starter: Starter) -> Spent:
         before, began, working, everybody = await swarm.committed(), monotonic(), swarm.cpu(True), swarm.cpu(False)
         await asyncio.sleep(seconds)
         after, ended = await swarm.committed(), monotonic()
-        steps = max(after - before, 1) / SAMPLES
+        if after <= before:
+            raise RuntimeError(f"a swarm of form {form} has committed nothing in {seconds:g} s")
+        steps = (after - before) / SAMPLES
         spent = (ended - began, swarm.cpu(True) - working, swarm.cpu(False) - everybody)
         return Spent(*(value / steps * 1e3 for value in spent))
 

@@ -15,9 +15,12 @@ End = tuple[int, int]
 _PREFIX, _SUFFIX = "socket:[", "]"
 
 
-def owners(ends: Collection[End], pids: Iterable[int]) -> Mapping[End, int]:
+TABLES = Path("/proc/net")
+
+
+def owners(ends: Collection[End], pids: Iterable[int], tables: Path = TABLES) -> Mapping[End, int]:
     """By connection, which of the processes holds it; those that none of them holds are left out."""
-    inodes = _inodes(ends)
+    inodes = _inodes(ends, tables)
     found: dict[End, int] = {}
     for pid in pids:
         if len(found) == len(inodes):
@@ -28,13 +31,13 @@ def owners(ends: Collection[End], pids: Iterable[int]) -> Mapping[End, int]:
     return found
 
 
-def _inodes(ends: Collection[End]) -> dict[str, End]:
-    """By inode; gRPC dials IPv4 addresses through IPv6 sockets too."""
+def _inodes(ends: Collection[End], tables: Path) -> dict[str, End]:
+    """By inode; gRPC dials IPv4 addresses through IPv6 sockets too, where the kernel has them."""
     # As the table writes them, so that most lines need not be taken apart.
     wanted = {f"{port:04X}": port for port, _ in ends}
     found: dict[str, End] = {}
-    for table in ("tcp", "tcp6"):
-        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+    for table in (tables / "tcp", tables / "tcp6"):
+        for line in table.read_text().splitlines()[1:] if table.exists() else ():
             columns = line.split(maxsplit=10)
             port = wanted.get(columns[1].rpartition(":")[2])
             if port is not None and (end := (port, int(columns[2].rpartition(":")[2], 16))) in ends:

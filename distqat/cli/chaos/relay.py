@@ -213,13 +213,15 @@ class Relays:
     async def _introduce(self) -> None:
         """Find out who has dialled, all those at once that have come meanwhile: one by one they would come faster than
         they are known when a whole swarm connects."""
-        while self._strangers:
-            strangers, self._strangers = self._strangers, {}
-            pids = dict(self._pids)
-            found = await asyncio.to_thread(owners, set(strangers.values()), tuple(pids))
-            for pair, end in strangers.items():
-                self._admit(pair, pids.get(found.get(end, 0), ""))
-        self._is_asking = False
+        try:
+            while self._strangers:
+                strangers, self._strangers = self._strangers, {}
+                pids = dict(self._pids)
+                found = await asyncio.to_thread(owners, set(strangers.values()), tuple(pids))
+                for pair, end in strangers.items():
+                    self._admit(pair, pids.get(found.get(end, 0), ""))
+        finally:
+            self._is_asking = False
 
     def _admit(self, pair: Pair, caller: str) -> None:
         """Let a connection through, unless a link is cut by now."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -196,7 +198,7 @@ def test_what_a_cut_daemon_has_dialled_is_cut_too_and_others_go_on() -> None:
     run(scenario())
 
 
-def test_whose_connections_are_is_found_out_for_all_of_them_at_once() -> None:
+def test_whose_connections_are_is_found_out_for_all_of_them_at_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with open_there(0) as (_, announce), dial(announce) as one, dial(announce) as other:
             await one.ask(b"x")
@@ -206,6 +208,8 @@ def test_whose_connections_are_is_found_out_for_all_of_them_at_once() -> None:
             assert owners(ends, [1, me]) == dict.fromkeys(ends, me)
             assert not owners(ends, [])
             assert not owners({(port, to + 1) for port, to in ends}, [me])
+            await asyncio.to_thread(shutil.copyfile, "/proc/net/tcp", tmp_path / "tcp")
+            assert owners(ends, [me], tmp_path) == dict.fromkeys(ends, me), "a kernel without IPv6"
 
     run(scenario())
 
