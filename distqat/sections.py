@@ -286,6 +286,10 @@ class DaemonSection(Section):
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Device of the expert: cpu, cuda, cuda:1.")
     threads: int = Field(0, ge=0, description="Threads of one torch operation on the CPU; 0: torch decides.")
     drain_timeout: float = Field(20.0, gt=0, description="Seconds that draining may take.")
+    own_models: list[str] = Field(
+        default_factory=list,
+        description="Classes, by glob such as 'mylab.models:*', that may be imported and run when a run names them.",
+    )
 
     @model_validator(mode="after")
     def _addresses_parse(self) -> DaemonSection:

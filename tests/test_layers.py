@@ -44,6 +44,7 @@ PURE = (
     "cli/chaos/schedule.py",
     "cli/chaos/watch.py",
     "data/intervals.py",
+    "data/known_steps.py",
     "data/claims.py",
     "data/ledger.py",
     "data/metrics.py",

@@ -6,7 +6,7 @@ from distqat.averaging import events, messages
 from distqat.averaging.context import Context
 from distqat.averaging.events import Answered, Event, Standing
 from distqat.averaging.group import Contact, Invite, Invited, Join, JoinReply, Leave, Verdict, Vote
-from distqat.averaging.presence import while_there
+from distqat.averaging.presence import SilentError, while_there
 from distqat.errors import (
     DeadlineError,
     DistqatError,
@@ -25,7 +25,7 @@ LEAVE_SECONDS = 1.0
 """For telling a sibling that this one leaves."""
 
 
-async def ask(context: Context, leader: Contact, join: Join, is_watched: bool) -> Event:
+async def ask(context: Context, leader: Contact, join: Join, patience: float) -> Event:
     """Wait at a leader until the group has formed."""
 
     async def call() -> bytes:
@@ -33,7 +33,7 @@ async def ask(context: Context, leader: Contact, join: Join, is_watched: bool) -
         return await context.transport.call(leader.endpoint, messages.JOIN, messages.encode(join), deadline)
 
     try:
-        reply = messages.decode(JoinReply, await while_there(context, leader, call, is_watched))
+        reply = messages.decode(JoinReply, await while_there(context, leader, call, patience))
     except DistqatError as error:
         return _refusal(error)
     if reply.group is not None:
@@ -42,7 +42,7 @@ async def ask(context: Context, leader: Contact, join: Join, is_watched: bool) -
     return events.Outdated(reply.stale)
 
 
-async def cast(context: Context, leader: Contact, vote: Vote, is_watched: bool) -> Event:
+async def cast(context: Context, leader: Contact, vote: Vote, patience: float) -> Event:
     """Tell the leader what the attempt came to here, and wait for its verdict."""
 
     async def call() -> bytes:
@@ -50,22 +50,22 @@ async def cast(context: Context, leader: Contact, vote: Vote, is_watched: bool) 
         return await context.transport.call(leader.endpoint, messages.VOTE, messages.encode(vote), deadline)
 
     try:
-        return events.Heard(messages.decode(Verdict, await while_there(context, leader, call, is_watched)))
+        return events.Heard(messages.decode(Verdict, await while_there(context, leader, call, patience)))
     except DistqatError as error:
         return _refusal(error)
 
 
-async def ring(context: Context, sibling: Contact, join: Join) -> Event:
-    """Ask a sibling to join here, and learn how things stand with it."""
+async def ring(context: Context, sibling: Contact, join: Join, patience: float) -> Event:
+    """Ask a sibling to join here, and learn how things stand with it; it is silent after so many seconds."""
     invite = Invite(join.round, context.me, context.endpoint)
-    deadline = Deadline.after(context.waits.invite)
+    deadline = Deadline.after(patience)
     try:
         request = messages.encode(invite)
         reply = messages.decode(
             Invited, await context.transport.call(sibling.endpoint, messages.INVITE, request, deadline)
         )
     except StaleError:
-        return await _ask_ahead(context, sibling, join)
+        return await _ask_ahead(context, sibling, join, patience)
     except RoundError as error:
         return Answered(sibling, Standing.AGAINST, error.reason)
     except (RefusedError, WrongRunError) as error:
@@ -87,9 +87,9 @@ async def leave(context: Context, sibling: Contact) -> None:
     await context.transport.call(sibling.endpoint, messages.LEAVE, request, Deadline.after(LEAVE_SECONDS))
 
 
-async def _ask_ahead(context: Context, sibling: Contact, join: Join) -> Event:
+async def _ask_ahead(context: Context, sibling: Contact, join: Join, patience: float) -> Event:
     """It has committed this round, so it answers a join at once with where to catch up."""
-    deadline = Deadline.after(context.waits.invite)
+    deadline = Deadline.after(patience)
     try:
         request = messages.encode(join)
         reply = messages.decode(
@@ -110,4 +110,5 @@ def _refusal(error: DistqatError) -> Event:
         case RefusedError() | OverloadedError() | DeadlineError() | StaleError():
             return events.Declined(error.reason)
         case _:
-            return events.Unreached(error.reason, is_gone=isinstance(error, GoneError))
+            is_gone, is_silent = isinstance(error, GoneError), isinstance(error, SilentError)
+            return events.Unreached(error.reason, is_gone, is_silent)

@@ -10,6 +10,9 @@ from distqat.averaging.group import Contact
 from distqat.averaging.waits import Waits
 from distqat.ids import Endpoint, PeerId
 
+MOST_MISTAKES = 16
+"""Of those that are counted: by then the patience is the longest there is."""
+
 
 class Company:
     """The others, as one sibling sees them."""
@@ -21,7 +24,9 @@ class Company:
         self.endpoints: dict[PeerId, Endpoint] = {}  # Where they answer, or last did.
         self.live: set[PeerId] = set()  # In the directory now, with committed state.
         self.base: tuple[PeerId, ...] = ()  # The group that committed the last round.
-        self.gone: set[PeerId] = set()  # Of the base or a doubt, and gone for sure.
+        self.gone: set[PeerId] = set()  # Of the base or a doubt, and gone for sure: the life that took part is over.
+        self.back: set[PeerId] = set()  # Of these, who live again, and may have learned of a commit since.
+        self._graves: dict[PeerId, Endpoint | None] = {}  # Where those who are gone last answered.
         self.lost: dict[PeerId, str] = {}  # This round does not wait for them, and why.
         self.left_out: dict[PeerId, str] = {}  # By a verdict of this round, and why.
         self.muted: dict[PeerId, str] = {}  # Their contributions to this round are not taken, and why.
@@ -32,6 +37,8 @@ class Company:
         self.seen: set[PeerId] = set()  # Members of the present attempt that the directory had when it began.
         self._asked: dict[PeerId, float] = {}  # When they last were.
         self._silent_since: dict[PeerId, float] = {}  # When it was first seen that they do not answer.
+        self._suspected: set[PeerId] = set()  # Those of them that may only be slow: no call to them broke.
+        self._mistakes: dict[PeerId, int] = {}  # How often they were heard from after that.
 
     def __repr__(self) -> str:
         return f"<Company {len(self.live)} live, {len(self.lost)} lost, {len(self.gone)} gone>"
@@ -54,6 +61,7 @@ class Company:
     def look(self, ready: Mapping[PeerId, Endpoint]) -> None:
         """The directory has these."""
         self.live = set(ready) - {self.me}
+        self.back |= {peer for peer in self.gone & self.live if ready[peer] != self._graves.get(peer)}
         self.endpoints.update(ready)
 
     def meet(self, contacts: Iterable[Contact]) -> None:
@@ -68,8 +76,9 @@ class Company:
     def heard_from(self, contact: Contact) -> None:
         """The sibling has called: it is not lost, whatever it looked like."""
         self.endpoints[contact.peer] = contact.endpoint
-        for known in (self.lost, self._silent_since):
-            known.pop(contact.peer, None)
+        self.back |= self.gone & {contact.peer}
+        self.lost.pop(contact.peer, None)
+        self._clear(contact.peer)
         for group in (self.declined, self.silent):
             group.discard(contact.peer)
 
@@ -80,14 +89,22 @@ class Company:
         self.lost.setdefault(peer, reason)
         return is_news
 
-    def miss(self, peer: PeerId, now: float) -> None:
-        """It does not answer."""
+    def miss(self, peer: PeerId, now: float, is_silent: bool = False) -> None:
+        """It does not answer; `is_silent`: nor did a call to it break, so it may only be slow."""
         self._silent_since.setdefault(peer, now)
         self.silent.add(peer)
+        if is_silent:
+            self._suspected.add(peer)
+
+    def patience(self, peer: PeerId) -> float:
+        """Seconds without an answer after which it is silent: twice as long for each time that this was wrong."""
+        return min(self.waits.form, self.waits.invite * 2.0 ** min(self._mistakes.get(peer, 0), MOST_MISTAKES))
 
     def bury(self, peer: PeerId) -> None:
         """The life of it that took part in rounds is over for sure."""
         self.gone.add(peer)
+        self.back.discard(peer)
+        self._graves[peer] = self.endpoints.get(peer)
         self.silent.add(peer)
         self.engaged.discard(peer)
 
@@ -111,8 +128,17 @@ class Company:
         return peer in self.endpoints and peer not in self.asking and now >= self._asked.get(peer, -math.inf) + pause
 
     def dead(self, now: float) -> set[PeerId]:
-        """Gone for sure, or silent for so long that they are taken for dead."""
-        return self.gone | {peer for peer, since in self._silent_since.items() if now >= since + self.waits.presumed}
+        """Gone for sure, or silent for so long that they are taken for dead: they do not decide any more."""
+        return self.gone | self._late(now)
+
+    def absent(self, now: float) -> set[PeerId]:
+        """Who tells nobody what was committed: the dead, but for those who live again."""
+        return (self.gone - self.back) | self._late(now)
+
+    def _late(self, now: float) -> set[PeerId]:
+        """Silent for too long, and asked again in this call: this process may have stood still, and heard nobody."""
+        late = {peer for peer, since in self._silent_since.items() if now >= since + self.waits.presumed}
+        return {peer for peer in late if peer in self.silent or peer not in self.endpoints}
 
     def seconds_until_dead(self, peers: Iterable[PeerId], now: float) -> float:
         """Until one more of these is taken for dead; the whole wait if they have answered."""
@@ -137,17 +163,30 @@ class Company:
         self.base = tuple(base)
         self.left_out.clear()
         self.muted.clear()
-        self.gone.clear()
+        for grave in (self.gone, self.back, self._graves):
+            grave.clear()
         self.engaged.clear()
         known = {*self.base, *self.live}
         self.endpoints = {peer: where for peer, where in self.endpoints.items() if peer in known}
         self._silent_since = {peer: since for peer, since in self._silent_since.items() if peer in known}
+        self._mistakes = {peer: number for peer, number in self._mistakes.items() if peer in known}
+        self._suspected &= known
         self.discipline.forget(known)
 
     def attempt(self, members: Iterable[PeerId]) -> None:
         """An attempt begins with these, who were heard from just now."""
-        self.seen = self.live & set(members)
-        self.silent -= set(members)
+        here = set(members)
+        self.seen = self.live & here
+        self.silent -= here
+        for peer in here:
+            self._clear(peer)
+
+    def _clear(self, peer: PeerId) -> None:
+        """It is there."""
+        self._silent_since.pop(peer, None)
+        if peer in self._suspected:
+            self._suspected.remove(peer)
+            self._mistakes[peer] = self._mistakes.get(peer, 0) + 1
 
     def hearsay(self) -> tuple[Contact, ...]:
         """Members of the base that the directory has lost, for a leader that may not know them."""

@@ -34,15 +34,17 @@ class Unsure:
     missing: tuple[Contact, ...]
 
 
-def judge(quorum: Quorum, joins: Sequence[Join], gone: Collection[PeerId]) -> Free | Settle | Unsure:
-    """What those who join an attempt may do; `gone` are gone for sure."""
+def judge(
+    quorum: Quorum, joins: Sequence[Join], gone: Collection[PeerId], absent: Collection[PeerId]
+) -> Free | Settle | Unsure:
+    """What those who join an attempt may do; `gone` decide nothing any more, and `absent` tell nobody either."""
     holders = _holders(joins)
     if not holders:
         return Free()
     voices = {join.peer for join in joins if join.has_voice}
     possible: dict[str, tuple[Contact, ...]] = {}
     for digest, members in _members(joins).items():
-        outside = _outside(members, {join.peer for join in joins}, gone)
+        outside = _outside(members, {join.peer for join in joins}, absent)
         against = voices - holders[digest]
         if outside and _may_be_committed(quorum, members, against):
             possible[digest] = outside
@@ -57,11 +59,11 @@ def judge(quorum: Quorum, joins: Sequence[Join], gone: Collection[PeerId]) -> Fr
     return Unsure(tuple({contact.peer: contact for outside in possible.values() for contact in outside}.values()))
 
 
-def unresolved(joins: Sequence[Join], gone: Collection[PeerId]) -> tuple[Contact, ...]:
+def unresolved(joins: Sequence[Join], absent: Collection[PeerId]) -> tuple[Contact, ...]:
     """Members of any attempt of which those who join have not heard what became, if they are not here."""
     joined = {join.peer for join in joins}
     found = {one.peer: one for join in joins if join.doubt is not None for one in join.doubt.members}
-    return _outside(found, joined, gone)
+    return _outside(found, joined, absent)
 
 
 def _decides(quorum: Quorum, joins: Sequence[Join], holders: Collection[PeerId], gone: Collection[PeerId]) -> bool:
@@ -93,6 +95,6 @@ def _members(joins: Sequence[Join]) -> dict[str, dict[PeerId, Contact]]:
 
 
 def _outside(
-    members: Mapping[PeerId, Contact], joined: Collection[PeerId], gone: Collection[PeerId]
+    members: Mapping[PeerId, Contact], joined: Collection[PeerId], absent: Collection[PeerId]
 ) -> tuple[Contact, ...]:
-    return tuple(contact for peer, contact in members.items() if peer not in joined and peer not in gone)
+    return tuple(contact for peer, contact in members.items() if peer not in joined and peer not in absent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -107,10 +108,11 @@ class Declined:
 
 @dataclass(frozen=True)
 class Unreached:
-    """The leader cannot be reached; `is_gone`: its process has ended."""
+    """The leader cannot be reached; `is_gone`: its process has ended; `is_silent`: it answers nothing, or too late."""
 
     reason: str
     is_gone: bool = False
+    is_silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,16 @@ class Stopped:
     reason: str
 
 
+@dataclass(frozen=True)
+class StoodStill:
+    """This process has done nothing for so many seconds, as if it had been stopped: it cannot know who was silent."""
+
+    seconds: float
+
+
 Event = (
     Begin
+    | StoodStill
     | Looked
     | Joined
     | Left
@@ -204,12 +214,12 @@ Event = (
 class Ask:
     """Wait at that leader for its group; comes to Grouped, Outdated, Declined, Unreached or Dismissed.
 
-    `is_watched`: it is Unreached as soon as it answers nothing any more.
+    `patience`: it is Unreached when it has answered nothing for so many seconds.
     """
 
     leader: Contact
     join: Join
-    is_watched: bool = False
+    patience: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -221,11 +231,11 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Cast:
-    """Tell the leader the vote; comes to Heard, Declined, Unreached or Dismissed. `is_watched` as for Ask."""
+    """Tell the leader the vote; comes to Heard, Declined, Unreached or Dismissed. `patience` as for Ask."""
 
     leader: Contact
     vote: Vote
-    is_watched: bool = False
+    patience: float = math.inf
 
 
 @dataclass(frozen=True)

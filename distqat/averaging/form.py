@@ -33,6 +33,8 @@ class Others:
     """Those that take part in this round elsewhere."""
     gone: Collection[PeerId] = ()
     """Those that are gone for sure, or have been silent for so long that they are taken for dead."""
+    absent: Collection[PeerId] = ()
+    """Those of them that tell nobody what they know: not who lives again, with nothing to decide."""
     silent: Collection[PeerId] = ()
     """Those that have been asked and did not answer, or cannot be asked."""
     quiet: Collection[PeerId] = ()
@@ -155,34 +157,32 @@ class Form:
         voices = [join.peer for join in self.joins if join.has_voice]
         # Who is here without a voice has lost what it said before, as if it were gone.
         gone = {*others.gone, *(join.peer for join in self.joins if not join.has_voice)}
-        fate = doubts.judge(quorum, self.joins, gone)
+        fate = doubts.judge(quorum, self.joins, gone, others.absent)
         if isinstance(fate, doubts.Unsure):
             unknown = tuple(contact.peer for contact in fate.missing)
             return self._ask(unknown, others, now) or Stuck(unknown, may_have=True)
         if isinstance(fate, doubts.Settle):
             digest = fate.digest
             holders = [join.peer for join in self.joins if join.doubt is not None and join.doubt.digest == digest]
-            told = self._told(quorum, [peer for peer in voices if peer in holders], gone, others)
+            told = self._told(quorum, [peer for peer in voices if peer in holders], others)
             return self._stuck(told, others, now) or Settle(self.joins, digest)
         if not any(join.samples for join in self._joins.values()):
             return Skip(tuple(self._joins), self._joins[self.leader])
         if not quorum.has(voices, gone):
             unknown = quorum.missing(voices, gone)
             return self._ask(unknown, others, now) or Stuck(unknown)
-        stuck = self._stuck(self._told(quorum, voices, gone, others), others, now)
+        stuck = self._stuck(self._told(quorum, voices, others), others, now)
         if stuck is not None:
             return stuck
         self._learn(missed, others, quorum)
         return Start(self.joins)
 
-    def _told(
-        self, quorum: Quorum, voices: Collection[PeerId], gone: Collection[PeerId], others: Others
-    ) -> tuple[PeerId, ...]:
+    def _told(self, quorum: Quorum, voices: Collection[PeerId], others: Others) -> tuple[PeerId, ...]:
         """Who is not here and may know of a commit that only those know who are gone; nobody if a majority decides."""
         if not quorum.base or quorum.is_majority(voices):
             return ()
-        known = {*(contact.peer for contact in doubts.unresolved(self.joins, gone)), *others.live}
-        return tuple(sorted(peer for peer in known if peer not in self and peer not in gone))
+        known = {*(contact.peer for contact in doubts.unresolved(self.joins, others.absent)), *others.live}
+        return tuple(sorted(peer for peer in known if peer not in self and peer not in others.absent))
 
     def _stuck(self, missing: tuple[PeerId, ...], others: Others, now: float) -> Wait | Stuck | None:
         return (self._ask(missing, others, now) or Stuck(missing, may_have=True)) if missing else None

@@ -29,6 +29,7 @@ def gather(way: Way) -> bool:
         live=company.live,
         engaged=company.engaged & company.expected,
         gone=company.dead(way.now),
+        absent=company.absent(way.now),
         silent=company.unreachable({*company.base, *company.live, *_in_doubt(way)}),
         quiet=company.quiet,
     )
@@ -96,7 +97,7 @@ def answered(way: Way, event: Answered) -> None:
     if event.standing in (Standing.GONE, Standing.AWAY):
         company.bury(peer)
     else:
-        company.miss(peer, way.now)
+        company.miss(peer, way.now, is_silent=event.standing is Standing.SILENT)
     if event.standing is Standing.AWAY:
         company.lose(peer, event.reason)
     elif event.standing is not Standing.SILENT:

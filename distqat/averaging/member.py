@@ -56,7 +56,7 @@ def unreached(way: Way, event: events.Unreached) -> None:
     if event.is_gone:
         way.company.bury(way.leader.peer)
     else:
-        way.company.miss(way.leader.peer, way.now)
+        way.company.miss(way.leader.peer, way.now, event.is_silent)
     way.lose(way.leader.peer, event.reason)
     way.choose()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -16,14 +17,18 @@ from distqat.rpc.transport import Deadline
 T = TypeVar("T")
 
 PROBES = 4
-"""Questions in a row without an answer after which a sibling is silent; they take `Waits.invite` together."""
+"""Questions in `Waits.invite`."""
 
 
-async def while_there(context: Context, sibling: Contact, work: Callable[[], Awaitable[T]], is_watched: bool) -> T:
-    """Do what waits for a sibling. Raises UnreachableError as soon as the directory loses it; or, `is_watched`, when it
-    answers nothing any more. A wait that is over before the first question costs no message.
+class SilentError(UnreachableError):
+    """A sibling answers nothing."""
+
+
+async def while_there(context: Context, sibling: Contact, work: Callable[[], Awaitable[T]], patience: float) -> T:
+    """Do what waits for a sibling. Raises UnreachableError as soon as the directory loses it, SilentError when it has
+    answered nothing for `patience` seconds. A wait that is over before the first question costs no message.
     """
-    if not is_watched:
+    if patience == math.inf:
         return await context.while_live(sibling.peer, work)
 
     async def outcome() -> tuple[T | None, DistqatError | None]:
@@ -33,43 +38,48 @@ async def while_there(context: Context, sibling: Contact, work: Callable[[], Awa
             return None, error
 
     async with asyncio.TaskGroup() as group:
-        watching = group.create_task(_until_silent(context, sibling))
+        watching = group.create_task(_until_silent(context, sibling, patience))
         working = group.create_task(outcome())
         await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)
         watching.cancel()
         working.cancel()
     if working.cancelled():
-        raise UnreachableError(f"{short(sibling.peer)} has not answered for {context.waits.invite:g} s")
+        raise SilentError(f"{short(sibling.peer)} has not answered for {watching.result():g} s")
     value, error = working.result()
     if error is not None:
         raise error
     return value  # type: ignore[return-value]  # Without an error there is a value.
 
 
-async def _until_silent(context: Context, sibling: Contact) -> None:
-    """Ask again and again, until nothing has been answered for `Waits.invite`.
+async def _until_silent(context: Context, sibling: Contact, patience: float) -> float:
+    """Ask again and again, until nothing has been answered for so many seconds, which it returns. An answer counts
+    however late it comes: who takes that long to answer is given twice as long, and `Waits.invite`.
 
     Questions are counted, not seconds: who was stopped itself meanwhile suspects nobody.
     """
-    seconds = context.waits.invite
-    unanswered = 0
+    loop, pause = asyncio.get_running_loop(), context.waits.invite / PROBES
+    unanswered, probes = 0, set[asyncio.Task[None]]()
 
     async def probe() -> None:
-        nonlocal unanswered
+        nonlocal unanswered, patience
+        began = loop.time()
         try:
-            await context.transport.call(sibling.endpoint, messages.PROBE, b"", Deadline.after(seconds))
+            await context.transport.call(sibling.endpoint, messages.PROBE, b"", Deadline.after(context.waits.join))
         except (DeadlineError, UnreachableError):
             return
         except DistqatError:
             pass  # It refuses, so it answers.
         unanswered = 0
+        patience = max(patience, context.waits.invite + 2 * (loop.time() - began))
 
     async with asyncio.TaskGroup() as group:
-        await asyncio.sleep(seconds / PROBES)
-        probes = set()
-        while unanswered < PROBES:
-            probes.add(group.create_task(probe()))
-            await asyncio.sleep(seconds / PROBES)
+        await asyncio.sleep(pause)
+        while unanswered * pause < patience:
+            task = group.create_task(probe())
+            probes.add(task)
+            task.add_done_callback(probes.discard)
+            await asyncio.sleep(pause)
             unanswered += 1
         for task in probes:
             task.cancel()
+    return patience

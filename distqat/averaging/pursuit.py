@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -26,7 +27,7 @@ from distqat.averaging.group import Contact, Group, Invite, Invited, Join
 from distqat.averaging.kept import Kept
 from distqat.averaging.lobby import Lobby
 from distqat.averaging.outer import OuterState
-from distqat.averaging.round import Round
+from distqat.averaging.round import ALWAYS, Round
 from distqat.averaging.way import State
 from distqat.errors import DistqatError, RoundError
 from distqat.ids import PeerId, short
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 
 TICK = 1e-4
 """Seconds that it waits at least, so that a clock's rounding never makes it wait in vain for ever."""
+
+STANDSTILL = 2.0
+"""Seconds in which a call that is under way did not even look at the clock; waits that ended meanwhile say nothing."""
 
 RINGING = (State.FORMING, State.COUNTING)
 """States in which others are rung."""
@@ -64,6 +68,7 @@ class Pursuit:
         self._reply: Invited | DistqatError | None = None  # To the latest invitation.
         self._ended: events.Finish | None = None  # What the call came to; None while it goes on.
         self._due = 0.0  # When the clock is looked at next.
+        self._seen = math.inf  # When something was last dealt with in this call.
         self._changed = asyncio.Event()  # Set when it has to be sooner.
         committed.on_moved = self._on_moved
 
@@ -76,7 +81,7 @@ class Pursuit:
 
     async def pursue(self, effort: Effort, join: Join) -> None:
         """Until a round is committed, or the state of one that was is here. Raises RoundError."""
-        self._effort, self._ended = effort, None
+        self._effort, self._ended, self._seen = effort, None, math.inf
         async with asyncio.TaskGroup() as group:
             self._group = group
             try:
@@ -106,6 +111,7 @@ class Pursuit:
         if self._is_feeding:
             return
         self._is_feeding = True
+        self._notice_standstill()
         try:
             while self._events:
                 now = asyncio.get_running_loop().time()
@@ -114,6 +120,18 @@ class Pursuit:
         finally:
             self._is_feeding = False
         self._after()
+
+    def _notice_standstill(self) -> None:
+        """The call ends before anything is decided by waits that this process has slept through."""
+        now = asyncio.get_running_loop().time()
+        stood, self._seen = now - self._seen, now
+        if self._effort is None or self._ended is not None or stood < STANDSTILL:
+            return
+        if type(self._events[-1]) not in ALWAYS:
+            self._events.pop()  # It is about what ends now.
+        self._events.appendleft(events.StoodStill(stood))
+        if self._busy is not None and self._busy is not asyncio.current_task():
+            self._busy.cancel()
 
     def consider(self, invite: Invite) -> Invited:
         """What this sibling will do about an invitation. Raises StaleError when the round is committed here."""
@@ -164,12 +182,12 @@ class Pursuit:
 
     def _do(self, action: events.Action) -> None:
         match action:
-            case events.Ask(leader, join, is_watched):
-                self._start(partial(calls.ask, self.context, leader, join, is_watched))
+            case events.Ask(leader, join, patience):
+                self._start(partial(calls.ask, self.context, leader, join, patience))
             case events.Exchange(group):
                 self._start(partial(self._average, group))
-            case events.Cast(leader, vote, is_watched):
-                self._start(partial(calls.cast, self.context, leader, vote, is_watched))
+            case events.Cast(leader, vote, patience):
+                self._start(partial(calls.cast, self.context, leader, vote, patience))
             case events.Fetch():
                 self._start(partial(self._catch_up, action))
             case events.Ring(contact):
@@ -204,7 +222,8 @@ class Pursuit:
         assert self._group is not None
         join = self.round.mine
         assert join is not None
-        task = self._group.create_task(self._tell(partial(calls.ring, self.context, contact, join)))
+        patience = self.round.company.patience(contact.peer)
+        task = self._group.create_task(self._tell(partial(calls.ring, self.context, contact, join, patience)))
         self._rings.add(task)
         task.add_done_callback(self._rings.discard)
 

@@ -74,6 +74,12 @@ def _stop(way: Way, event: events.Stopped) -> None:
     way.rest(RefusedError(event.reason))
 
 
+def _stand_still(way: Way, event: events.StoodStill) -> None:
+    reason = f"{short(way.me.peer)} stood still for {event.seconds:.1f} s"
+    _stop(way, events.Stopped(reason))
+    way.act(events.Finish(f"{way.round}: {reason}"))
+
+
 def _pass_over(way: Way, event: object) -> None:
     """It is too late to matter."""
 
@@ -104,6 +110,7 @@ ALWAYS: Mapping[type, Handler] = {
     events.Departed: guests.departed,
     events.Answered: leader.answered,
     events.Stopped: _stop,
+    events.StoodStill: _stand_still,
 }
 """What others, the clock and the owner do at any time."""
 

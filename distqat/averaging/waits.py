@@ -20,6 +20,9 @@ LEAST_QUIET = 0.3
 FRUITLESS = 4
 """Rounds in a row without siblings that did not answer, after which they are waited for twice as long."""
 
+MOST_DOUBLINGS = 16
+"""Of that wait: any setting is less by then, and no number too large."""
+
 SPREADS = 8.0
 """Median absolute deviations above the median arrival for which a leader waits."""
 
@@ -91,7 +94,7 @@ class Patience:
     def quiet_seconds(self) -> float:
         """The same if none of them answers: dead, most likely. One that only is slow is waited for in the end."""
         seconds = max(LEAST_QUIET, self._learned(LEAST_PATIENCE))
-        return min(self.longest, seconds * 2.0 ** (self._quiet_rounds // FRUITLESS))
+        return min(self.longest, seconds * 2.0 ** min(self._quiet_rounds // FRUITLESS, MOST_DOUBLINGS))
 
     def _learned(self, unknown: float) -> float:
         if not self._spreads:

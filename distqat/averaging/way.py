@@ -87,10 +87,10 @@ class Way:
         return self.leader == self.me
 
     @property
-    def is_watchful(self) -> bool:
-        """Whether a leader that answers nothing is left at once. Before the first round nobody in particular decides,
-        and a sibling that only believes the others silent would found the run once more."""
-        return bool(self.quorum.base)
+    def patience(self) -> float:
+        """Seconds after which a leader that answers nothing is left. Before the first round nobody in particular
+        decides, and a sibling that only believes the others silent would found the run once more."""
+        return self.company.patience(self.leader.peer) if self.quorum.base else math.inf
 
     def act(self, action: events.Action) -> None:
         """Have it done."""
@@ -120,7 +120,7 @@ class Way:
             return
         self.state = State.JOINING
         self.send_away(RefusedError(f"{short(self.leader.peer)} leads {self.round}"))
-        self.act(events.Ask(self.leader, self._joining(), self.is_watchful))
+        self.act(events.Ask(self.leader, self._joining(), self.patience))
 
     def pause(self) -> None:
         """The next attempt comes in a moment."""
@@ -270,7 +270,7 @@ class Way:
             self.tally.cast(vote)
         else:
             self.state = State.VOTING
-            self.act(events.Cast(self.leader, vote, self.is_watchful))
+            self.act(events.Cast(self.leader, vote, self.patience))
 
     def _doubt(self, group: Group, digest: str) -> None:
         known = self.doubt.members if self.doubt is not None else ()

@@ -7,12 +7,14 @@ fault in the bookkeeping would show as lost or doubled samples.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from distqat.data.claims import Claim, ClaimAnswer, LedgerSnapshot
 from distqat.data.intervals import IntervalSet
-from distqat.data.steplog import Entry, StepLog
+from distqat.data.known_steps import KnownSteps
+from distqat.data.steplog import MOST_STEPS, Entry, StepLog
 from distqat.errors import StateError
 
 ID_GAP = 1 << 20
@@ -36,7 +38,7 @@ class Ledger:
         self._claims_given_back = IntervalSet()
         self._last: dict[str, tuple[int, int]] = {}  # By pipeline: highest serial that got a claim, and the claim's id.
         self._steps = StepLog()  # Of what is committed.
-        self._reached: dict[str, int] = {}  # By pipeline the last step of what is committed.
+        self._known = KnownSteps()  # Of what is committed, also what the log of steps has forgotten.
 
     def __repr__(self) -> str:
         return f"<Ledger {self.committed}/{self.budget} committed, {self.open} open>"
@@ -84,10 +86,20 @@ class Ledger:
     def covers(self, steps: Mapping[str, int]) -> bool:
         """Whether they know which samples were of these steps of the pipelines, and of all before: committed or on
         their way."""
-        known = dict(self._reached)
+        known = self._all_known()
+        return all(known.reaches(pipeline, step) for pipeline, step in steps.items())
+
+    def lacks(self, pipeline: str, booked: Collection[Claim]) -> bool:
+        """Whether steps of the pipeline are missing between what stands in the books and the first of these."""
+        first = min((claim.step for claim in booked if claim.step), default=0)
+        return not self._all_known().reaches(pipeline, first - 1)
+
+    def _all_known(self) -> KnownSteps:
+        known = KnownSteps(self._known)
         for claim in [*self._open.values(), *self._released.values()]:
-            known[claim.pipeline] = max(claim.step, known.get(claim.pipeline, 0))
-        return all(step <= known.get(pipeline, 0) for pipeline, step in steps.items())
+            if claim.step:
+                known.add(claim.pipeline, claim.step, claim.step + 1)
+        return known
 
     def last_serial(self, pipeline: str) -> int:
         """Highest serial of the pipeline that got a claim; 0 before the first."""
@@ -149,34 +161,58 @@ class Ledger:
         return True
 
     def complete(self, held: Collection[Claim], booked: Collection[Claim]) -> int:
-        """Books that may be a moment old learn from a pipeline's trainer what came after; how many entries that were.
+        """Books that may be old learn from the trainers of all pipelines what came after; how many entries that were.
 
-        `held` is what it has claimed and has not heard to be booked, `booked` what was, as far back as it remembers.
+        `held` is what they have claimed and have not heard to be booked, `booked` what was, as far back as they
+        remember. That counts first. An open claim of the books whose samples another has by now was given back.
         """
-        unknown = [claim for claim in (*held, *booked) if self._is_unknown(claim)]
-        for claim in unknown:
-            self._free.remove(claim.begin, claim.end)
-            self._open[claim.id] = claim
-            self._num_claims = max(self._num_claims, claim.id)
-        late = [claim for claim in booked if claim.id in self._open]
-        for claim in late:
-            self.resolve(claim.id, True)
-        return len({claim.id for claim in (*unknown, *late)})
+        entries = 0
+        for claim in booked:
+            if claim.id in self._open or claim.id in self._released:
+                self.resolve(claim.id, True)
+                entries += 1
+            elif self._make_room(claim, [other for other in self._open.values() if other.meets(claim)]):
+                self._claims_committed.add(claim.id, claim.id + 1)
+                self._commit(claim)
+                entries += 1
+        for claim in held:
+            older = [other for other in self._open.values() if other.meets(claim) and other.id < claim.id]
+            if self._make_room(claim, older):
+                self._free.remove(claim.begin, claim.end)
+                self._open[claim.id] = claim
+                entries += 1
+        counts = Counter(claim.pipeline for claim in booked)
+        for pipeline in [name for name, count in counts.items() if count >= MOST_STEPS]:
+            # Nobody remembers more than so many: there may be a gap before them.
+            self._known.add(pipeline, 0, 1)
+        return entries
 
-    def _is_unknown(self, claim: Claim) -> bool:
-        """Whether nothing stands in the books of the claim, nor of its positions."""
-        if claim.id in self._open or claim.id in self._claims_committed or claim.id in self._claims_given_back:
+    def _make_room(self, claim: Claim, stale: Collection[Claim]) -> bool:
+        """Whether the books know nothing of that claim, and nobody else has its positions once the stale claims, which
+        were given back, are; then they are."""
+        known = (self._open, self._claims_committed, self._claims_given_back)
+        if any(claim.id in ids for ids in known) or claim.samples < 1:
             return False
-        return 0 < claim.samples == self._free.overlap(claim.begin, claim.end)
+        room = IntervalSet(self._free)
+        for other in stale:
+            room.add(other.begin, other.end)
+        if room.overlap(claim.begin, claim.end) != claim.samples:
+            return False
+        self._take_back(stale)
+        self._num_claims = max(self._num_claims, claim.id)
+        return True
 
     def release(self, pipeline: str) -> int:
         """Give back all open claims of the pipeline; how many positions that were."""
         claims = [claim for claim in self._open.values() if claim.pipeline == pipeline]
+        self._take_back(claims)
+        return sum(claim.samples for claim in claims)
+
+    def _take_back(self, claims: Iterable[Claim]) -> None:
         for claim in claims:
             del self._open[claim.id]
             self._released[claim.id] = claim
             self._give_back(claim)
-        return sum(claim.samples for claim in claims)
 
     def refuse(self, claim_id: int) -> bool:
         """Training on the claim's samples fails: they are skipped. True when that was, or already is, so.
@@ -216,7 +252,7 @@ class Ledger:
         self._committed.add(claim.begin, claim.end)
         self._free.remove(claim.begin, claim.end)
         if claim.step:
-            self._reached[claim.pipeline] = max(claim.step, self._reached.get(claim.pipeline, 0))
+            self._known.add(claim.pipeline, claim.step, claim.step + 1)
             self._steps.add(claim.pipeline, claim.step, claim.begin, claim.end)
 
     def forget(self, steps: Mapping[str, int] | None) -> None:
@@ -244,9 +280,9 @@ class Ledger:
         for claim in claims:
             self._claims_given_back.add(claim.id, claim.id + 1)
         self._steps.keep(kept)
-        self._reached = {pipeline: min(step, steps.get(pipeline, 0)) for pipeline, step in self._reached.items()}
+        self._known.cut(steps)
         for pipeline, step, _, _ in kept:
-            self._reached[pipeline] = max(step, self._reached.get(pipeline, 0))
+            self._known.add(pipeline, step, step + 1)
         self._open.clear()
         self._released.clear()
         # Whoever still speaks of a claim from before speaks of another life of the run.
@@ -277,7 +313,7 @@ class Ledger:
             tuple((pipeline, serial, claim) for pipeline, (serial, claim) in self._last.items()),
             tuple(self._skipped),
             self._steps.to_text(),
-            tuple(self._reached.items()),
+            tuple(self._known),
         )
 
     def take(self, snapshot: LedgerSnapshot) -> None:
@@ -303,7 +339,7 @@ class Ledger:
         ledger._last = {pipeline: (serial, claim) for pipeline, serial, claim in snapshot.last}
         ledger._skipped = IntervalSet(snapshot.skipped)
         ledger._steps = StepLog.of(snapshot.steps)
-        ledger._reached = dict(snapshot.reached)
+        ledger._known = KnownSteps(snapshot.known)
         taken = [*snapshot.committed, *snapshot.skipped, *((claim.begin, claim.end) for claim in snapshot.open)]
         for begin, end in taken:
             if not 0 <= begin < end <= snapshot.budget:

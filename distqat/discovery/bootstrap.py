@@ -108,19 +108,20 @@ class Bootstrap:
     async def _knock(self, endpoint: Endpoint) -> bool:
         """Meet whoever is at an address; False if nobody is."""
         known = {node.id for node in self._protocol.router.nodes()}
+        nonce = self._twins.draw()
         try:
-            contact = await self._protocol.greet(endpoint)
+            reply = await self._protocol.greet(endpoint, nonce)
+            is_itself = self._twins.judge(reply, nonce)
         except DistqatError as error:
             (self._refused.add if isinstance(error, ProtocolError) else self._refused.discard)(endpoint)
             self._note(endpoint, error.reason)
             return False
         self._refused.discard(endpoint)
-        if contact.id == self._protocol.own.id:
-            self._twins.met(contact.id, contact.endpoint)
+        if is_itself:
             self._note(endpoint, ITSELF)
             return True
         self._note(endpoint, JOINED)
-        if contact.id not in known:
+        if reply.responder not in known:
             self._looked.clear()
             await self._look_around()
             self._on_met()

@@ -18,16 +18,26 @@ class Contact:
 
 @dataclass(frozen=True)
 class PingRequest:
-    """Who are you?"""
+    """Who are you? With a nonce: prove it, if you have the key of this one."""
 
     sender: Contact
+    nonce: bytes = b""
+
+
+@dataclass(frozen=True)
+class Life:
+    """When the life of a node began, in milliseconds of its wall clock, and its signature (`signing.sign_life`)."""
+
+    born: int
+    signature: bytes
 
 
 @dataclass(frozen=True)
 class PingReply:
-    """The answering node."""
+    """The answering node; `life` only if it was asked for by a node of the same id."""
 
     node: Contact
+    life: Life | None = None
 
     @property
     def responder(self) -> bytes:

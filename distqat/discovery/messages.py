@@ -18,6 +18,7 @@ from distqat.discovery.calls import (
     FindNodeReply,
     FindRequest,
     FindValueReply,
+    Life,
     PingReply,
     PingRequest,
     StoreReply,
@@ -47,6 +48,9 @@ PING = Method(SERVICE, "Ping", Lane.CONTROL)
 STORE = Method(SERVICE, "Store", Lane.CONTROL)
 FIND_NODE = Method(SERVICE, "FindNode", Lane.CONTROL)
 FIND_VALUE = Method(SERVICE, "FindValue", Lane.CONTROL)
+
+NONCE_BYTES = 16
+SIGNATURE_BYTES = 64
 
 MAX_NODES = 64
 """Nodes in one answer."""
@@ -82,19 +86,29 @@ _RECORDS: dict[type, type[Message]] = {
 
 
 def encode_ping_request(request: PingRequest) -> bytes:
-    return discovery_pb2.PingRequest(sender=_node(request.sender)).SerializeToString()
+    return discovery_pb2.PingRequest(sender=_node(request.sender), nonce=request.nonce).SerializeToString()
 
 
 def decode_ping_request(data: bytes) -> PingRequest:
-    return PingRequest(_contact(_parse(discovery_pb2.PingRequest(), data).sender))
+    message = _parse(discovery_pb2.PingRequest(), data)
+    nonce = _sized(message.nonce, NONCE_BYTES, "a nonce") if message.nonce else b""
+    return PingRequest(_contact(message.sender), nonce)
 
 
 def encode_ping_reply(reply: PingReply) -> bytes:
-    return discovery_pb2.PingReply(node=_node(reply.node)).SerializeToString()
+    if reply.life is None:
+        return discovery_pb2.PingReply(node=_node(reply.node)).SerializeToString()
+    return discovery_pb2.PingReply(
+        node=_node(reply.node), born=reply.life.born, signature=reply.life.signature
+    ).SerializeToString()
 
 
 def decode_ping_reply(data: bytes) -> PingReply:
-    return PingReply(_contact(_parse(discovery_pb2.PingReply(), data).node))
+    message = _parse(discovery_pb2.PingReply(), data)
+    if not message.signature:
+        return PingReply(_contact(message.node))
+    signature = _sized(message.signature, SIGNATURE_BYTES, "a signature")
+    return PingReply(_contact(message.node), Life(message.born, signature))
 
 
 def encode_store_request(request: StoreRequest) -> bytes:
@@ -269,8 +283,12 @@ def _texts(texts: Iterable[str], what: str) -> tuple[str, ...]:
 
 
 def _id(data: bytes) -> bytes:
-    if len(data) != KEY_BYTES:
-        raise MessageError(f"an id has {KEY_BYTES} bytes, not {len(data)}")
+    return _sized(data, KEY_BYTES, "an id")
+
+
+def _sized(data: bytes, size: int, what: str) -> bytes:
+    if len(data) != size:
+        raise MessageError(f"{what} has {size} bytes, not {len(data)}")
     return data
 
 

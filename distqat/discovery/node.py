@@ -57,9 +57,9 @@ class DhtNode:
         self._random = random
         self._store = protocol.store
         self._publisher = Publisher(key, protocol, first_sequence, self._keep)
-        self._twins = Twins(key.public_key, first_sequence, protocol)
+        self._twins = Twins(key, first_sequence, protocol)
         self._bootstrap = Bootstrap(protocol, random, self._twins, self._publisher.hasten)
-        self._answers = Answers(protocol, self._hear)
+        self._answers = Answers(protocol, self._hear, self._twins.prove)
         self._watchers: list[Watcher] = []
         self._repaired: dict[tuple[bytes, bytes], float] = {}  # Until when (node, key) is left as it is.
         self._group: asyncio.TaskGroup | None = None  # Owns the tasks; None while closed.

@@ -17,7 +17,15 @@ from kademlia.node import Node
 from kademlia.routing import RoutingTable
 
 from distqat.discovery import messages
-from distqat.discovery.calls import Contact, FindRequest, FindValueReply, PingRequest, StoreReply, StoreRequest
+from distqat.discovery.calls import (
+    Contact,
+    FindRequest,
+    FindValueReply,
+    PingReply,
+    PingRequest,
+    StoreReply,
+    StoreRequest,
+)
 from distqat.discovery.known import KnownPeers
 from distqat.discovery.records import SignedRecord
 from distqat.discovery.store import RecordStore, StoreCaps
@@ -167,17 +175,21 @@ class DhtProtocol:
         """The nodes but this one, as the package wants them."""
         return [(one.id, one.endpoint.host, one.endpoint.port) for one in contacts if one.id != self.own.id]
 
-    async def greet(self, endpoint: Endpoint) -> Contact:
-        """Meet whoever answers at an address; raises what went wrong. This node itself is no error."""
-        request = messages.encode_ping_request(PingRequest(self.own))
+    async def greet(self, endpoint: Endpoint, nonce: bytes) -> PingReply:
+        """Meet whoever answers at an address; raises what went wrong. This node itself is no error.
+
+        The nonce is for a node of the same id, which says how long it lives.
+        """
+        request = messages.encode_ping_request(PingRequest(self.own, nonce))
         deadline = Deadline.after(self.settings.rpc_timeout)
-        found = messages.decode_ping_reply(await self.transport.call(endpoint, messages.PING, request, deadline)).node
+        reply = messages.decode_ping_reply(await self.transport.call(endpoint, messages.PING, request, deadline))
+        found = reply.node
         if found.id == self.own.id:
-            return found
-        if found.endpoint != endpoint and (await self.call_ping(to_node(found)))[0]:
-            return found  # The address that it announces works too, and others should hear of that one.
-        self.welcome(Node(found.id, endpoint.host, endpoint.port))
-        return Contact(found.id, endpoint)
+            return reply
+        # If the address that it announces works too, others should hear of that one.
+        if found.endpoint == endpoint or not (await self.call_ping(to_node(found)))[0]:
+            self.welcome(Node(found.id, endpoint.host, endpoint.port))
+        return reply
 
     def heard(self, sender: Contact) -> None:
         """Somebody has asked us something and says where it answers; ping it there before telling others."""

@@ -14,8 +14,7 @@ FIRST = StageIndex(0)
 class PeerRecord:
     """That a daemon is there; `run` is None while it knows none.
 
-    `committed` says that the run has committed a round, as far as the daemon was ever told; `born` is when this life of
-    the daemon began, in milliseconds of its wall clock.
+    `committed` says that the run has committed a round, as far as the daemon was ever told.
     """
 
     endpoint: Endpoint
@@ -23,7 +22,6 @@ class PeerRecord:
     run: RunId | None = None
     version: str = ""
     committed: bool = False
-    born: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import accumulate
 
 from distqat.discovery import messages
-from distqat.discovery.calls import Contact, FindNodeReply, FindValueReply, PingReply, StoreReply
+from distqat.discovery.calls import Contact, FindNodeReply, FindValueReply, Life, PingReply, StoreReply
 from distqat.discovery.protocol import DhtProtocol, to_contact
 from distqat.discovery.records import SignedRecord
 from distqat.errors import RecordError
@@ -27,8 +27,11 @@ SEAL_BYTES = 128
 class Answers:
     """One handler for each of Kademlia's calls."""
 
-    def __init__(self, protocol: DhtProtocol, keep: Callable[[SignedRecord], object]) -> None:
+    def __init__(
+        self, protocol: DhtProtocol, keep: Callable[[SignedRecord], object], prove: Callable[[bytes], Life]
+    ) -> None:
         self._protocol = protocol
+        self._prove = prove  # Signs a nonce, and how long this node lives.
         self._keep = keep  # Takes a record into the store and tells who watches; raises RecordError.
 
     def service(self) -> Service:
@@ -38,8 +41,10 @@ class Answers:
 
     async def ping(self, data: bytes, caller: Caller) -> bytes:
         """This node is there."""
-        self._protocol.heard(messages.decode_ping_request(data).sender)
-        return messages.encode_ping_reply(PingReply(self._protocol.own))
+        request, own = messages.decode_ping_request(data), self._protocol.own
+        self._protocol.heard(request.sender)
+        life = self._prove(request.nonce) if request.nonce and request.sender.id == own.id else None
+        return messages.encode_ping_reply(PingReply(own, life))
 
     async def store(self, data: bytes, caller: Caller) -> bytes:
         """Keep what can be kept; say of the rest why not."""

@@ -8,14 +8,18 @@ from random import Random
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from distqat.discovery.calls import Life
 from distqat.discovery.keys import KEY_BYTES
 from distqat.discovery.messages import decode_body, encode_body
 from distqat.discovery.records import Body, SignedRecord
 from distqat.errors import IdentityError, MessageError, RecordError
-from distqat.ids import PeerId, short
+from distqat.ids import Endpoint, PeerId, short
 
 SECRET_BYTES = 32
 PUBLIC_BYTES = 32
+
+LIFE_TAG = b"\0distqat.v1 life\0"
+"""Begins what is signed of a life. No body of a record begins so: 0 is no field of a message."""
 
 
 def node_id(public_key: bytes) -> bytes:
@@ -78,7 +82,25 @@ def check_signature(record: SignedRecord) -> None:
     """Raise RecordError unless the owner of the record's public key has signed exactly these bytes."""
     if len(record.public_key) != PUBLIC_BYTES:
         raise RecordError(f"a public key has {PUBLIC_BYTES} bytes, not {len(record.public_key)}")
+    _verify(record.public_key, record.signature, record.body)
+
+
+def sign_life(key: SigningKey, nonce: bytes, born: int, at: Endpoint) -> Life:
+    """To whoever drew the nonce: a daemon that has the key lives since then, and says that it answers there."""
+    return Life(born, key.sign(_life(nonce, born, at)))
+
+
+def check_life(public_key: bytes, nonce: bytes, life: Life, at: Endpoint) -> None:
+    """Raise RecordError unless the owner of the key has said just that, for this nonce."""
+    _verify(public_key, life.signature, _life(nonce, life.born, at))
+
+
+def _life(nonce: bytes, born: int, at: Endpoint) -> bytes:
+    return LIFE_TAG + nonce + born.to_bytes(8, "big") + str(at).encode()
+
+
+def _verify(public_key: bytes, signature: bytes, data: bytes) -> None:
     try:
-        Ed25519PublicKey.from_public_bytes(record.public_key).verify(record.signature, record.body)
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
     except (InvalidSignature, ValueError):
-        raise RecordError(f"the signature is not that of {short(peer_id(record.public_key))}") from None
+        raise RecordError(f"the signature is not that of {short(peer_id(public_key))}") from None

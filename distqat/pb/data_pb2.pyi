@@ -49,7 +49,9 @@ class BooksReply(_message.Message):
 
     JSON_FIELD_NUMBER: _builtins.int
     json: _builtins.str
-    """The ledger as JSON, as the client keeps it on disk."""
+    """The ledger as JSON, as the client keeps it on disk; of a trainer a list of claims, each [id, pipeline, begin, end,
+    step].
+    """
     def __init__(
         self,
         *,

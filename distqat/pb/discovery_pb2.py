@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from distqat.pb import common_pb2 as distqat_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64istqat/pb/discovery.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"=\n\x07\x44htNode\x12\n\n\x02id\x18\x01 \x01(\x0c\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\"2\n\x0bPingRequest\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.distqat.v1.DhtNode\".\n\tPingReply\x12!\n\x04node\x18\x01 \x01(\x0b\x32\x13.distqat.v1.DhtNode\"^\n\x0cStoreRequest\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.distqat.v1.DhtNode\x12)\n\x07records\x18\x02 \x03(\x0b\x32\x18.distqat.v1.SignedRecord\">\n\nStoreReply\x12\x0c\n\x04kept\x18\x01 \x01(\r\x12\x0f\n\x07refused\x18\x02 \x03(\t\x12\x11\n\tresponder\x18\x03 \x01(\x0c\"F\n\x0f\x46indNodeRequest\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.distqat.v1.DhtNode\x12\x0e\n\x06target\x18\x02 \x01(\x0c\"F\n\rFindNodeReply\x12\"\n\x05nodes\x18\x01 \x03(\x0b\x32\x13.distqat.v1.DhtNode\x12\x11\n\tresponder\x18\x02 \x01(\x0c\"G\n\x10\x46indValueRequest\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.distqat.v1.DhtNode\x12\x0e\n\x06target\x18\x02 \x01(\x0c\"r\n\x0e\x46indValueReply\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.distqat.v1.SignedRecord\x12\"\n\x05nodes\x18\x02 \x03(\x0b\x32\x13.distqat.v1.DhtNode\x12\x11\n\tresponder\x18\x03 \x01(\x0c\"Y\n\x0cSignedRecord\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x14\n\x0cremaining_ms\x18\x04 \x01(\x04\"]\n\nRecordBody\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x04\x12\x11\n\ttombstone\x18\x04 \x01(\x08\x12\r\n\x05value\x18\x05 \x01(\x0c\"\x96\x01\n\nPeerRecord\x12&\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\r\n\x05roles\x18\x02 \x03(\t\x12\x1f\n\x03run\x18\x03 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x11\n\tcommitted\x18\x05 \x01(\x08\x12\x0c\n\x04\x62orn\x18\x06 \x01(\x04\"W\n\x0c\x43onfigRecord\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\"\xe1\x01\n\x0c\x45xpertRecord\x12&\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x0e\n\x06seated\x18\x02 \x01(\x08\x12\r\n\x05stage\x18\x03 \x01(\r\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\r\n\x05round\x18\x06 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x14\n\x07\x66ollows\x18\n \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04warm\x18\x0b \x01(\x08\x42\n\n\x08_follows\"\x89\x01\n\rTrainerRecord\x12&\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x11\n\tpipelines\x18\x02 \x03(\t\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1f\n\x05paces\x18\x05 \x03(\x0b\x32\x10.distqat.v1.Pace\"?\n\x04Pace\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x14\n\x0cmicrobatches\x18\x03 \x01(\r\"X\n\x0c\x43lientRecord\x12&\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x10\n\x08planning\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t2\x89\x02\n\tDiscovery\x12\x36\n\x04Ping\x12\x17.distqat.v1.PingRequest\x1a\x15.distqat.v1.PingReply\x12\x39\n\x05Store\x12\x18.distqat.v1.StoreRequest\x1a\x16.distqat.v1.StoreReply\x12\x42\n\x08\x46indNode\x12\x1b.distqat.v1.FindNodeRequest\x1a\x19.distqat.v1.FindNodeReply\x12\x45\n\tFindValue\x12\x1c.distqat.v1.FindValueRequest\x1a\x1a.distqat.v1.FindValueReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64istqat/pb/discovery.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"=\n\x07\x44htNode\x12\n\n\x02id\x18\x01 \x01(\x0c\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\"A\n\x0bPingRequest\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.distqat.v1.DhtNode\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"O\n\tPingReply\x12!\n\x04node\x18\x01 \x01(\x0b\x32\x13.distqat.v1.DhtNode\x12\x0c\n\x04\x62orn\x18\x02 \x01(\x04\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"^\n\x0cStoreRequest\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.distqat.v1.DhtNode\x12)\n\x07records\x18\x02 \x03(\x0b\x32\x18.distqat.v1.SignedRecord\">\n\nStoreReply\x12\x0c\n\x04kept\x18\x01 \x01(\r\x12\x0f\n\x07refused\x18\x02 \x03(\t\x12\x11\n\tresponder\x18\x03 \x01(\x0c\"F\n\x0f\x46indNodeRequest\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.distqat.v1.DhtNode\x12\x0e\n\x06target\x18\x02 \x01(\x0c\"F\n\rFindNodeReply\x12\"\n\x05nodes\x18\x01 \x03(\x0b\x32\x13.distqat.v1.DhtNode\x12\x11\n\tresponder\x18\x02 \x01(\x0c\"G\n\x10\x46indValueRequest\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.distqat.v1.DhtNode\x12\x0e\n\x06target\x18\x02 \x01(\x0c\"r\n\x0e\x46indValueReply\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.distqat.v1.SignedRecord\x12\"\n\x05nodes\x18\x02 \x03(\x0b\x32\x13.distqat.v1.DhtNode\x12\x11\n\tresponder\x18\x03 \x01(\x0c\"Y\n\x0cSignedRecord\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x14\n\x0cremaining_ms\x18\x04 \x01(\x04\"]\n\nRecordBody\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x04\x12\x11\n\ttombstone\x18\x04 \x01(\x08\x12\r\n\x05value\x18\x05 \x01(\x0c\"\x8e\x01\n\nPeerRecord\x12&\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\r\n\x05roles\x18\x02 \x03(\t\x12\x1f\n\x03run\x18\x03 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x11\n\tcommitted\x18\x05 \x01(\x08J\x04\x08\x06\x10\x07\"W\n\x0c\x43onfigRecord\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\"\xe1\x01\n\x0c\x45xpertRecord\x12&\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x0e\n\x06seated\x18\x02 \x01(\x08\x12\r\n\x05stage\x18\x03 \x01(\r\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\r\n\x05round\x18\x06 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x14\n\x07\x66ollows\x18\n \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04warm\x18\x0b \x01(\x08\x42\n\n\x08_follows\"\x89\x01\n\rTrainerRecord\x12&\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x11\n\tpipelines\x18\x02 \x03(\t\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1f\n\x05paces\x18\x05 \x03(\x0b\x32\x10.distqat.v1.Pace\"?\n\x04Pace\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x14\n\x0cmicrobatches\x18\x03 \x01(\r\"X\n\x0c\x43lientRecord\x12&\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x10\n\x08planning\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t2\x89\x02\n\tDiscovery\x12\x36\n\x04Ping\x12\x17.distqat.v1.PingRequest\x1a\x15.distqat.v1.PingReply\x12\x39\n\x05Store\x12\x18.distqat.v1.StoreRequest\x1a\x16.distqat.v1.StoreReply\x12\x42\n\x08\x46indNode\x12\x1b.distqat.v1.FindNodeRequest\x1a\x19.distqat.v1.FindNodeReply\x12\x45\n\tFindValue\x12\x1c.distqat.v1.FindValueRequest\x1a\x1a.distqat.v1.FindValueReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,37 +35,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DHTNODE']._serialized_start=67
   _globals['_DHTNODE']._serialized_end=128
   _globals['_PINGREQUEST']._serialized_start=130
-  _globals['_PINGREQUEST']._serialized_end=180
-  _globals['_PINGREPLY']._serialized_start=182
-  _globals['_PINGREPLY']._serialized_end=228
-  _globals['_STOREREQUEST']._serialized_start=230
-  _globals['_STOREREQUEST']._serialized_end=324
-  _globals['_STOREREPLY']._serialized_start=326
-  _globals['_STOREREPLY']._serialized_end=388
-  _globals['_FINDNODEREQUEST']._serialized_start=390
-  _globals['_FINDNODEREQUEST']._serialized_end=460
-  _globals['_FINDNODEREPLY']._serialized_start=462
-  _globals['_FINDNODEREPLY']._serialized_end=532
-  _globals['_FINDVALUEREQUEST']._serialized_start=534
-  _globals['_FINDVALUEREQUEST']._serialized_end=605
-  _globals['_FINDVALUEREPLY']._serialized_start=607
-  _globals['_FINDVALUEREPLY']._serialized_end=721
-  _globals['_SIGNEDRECORD']._serialized_start=723
-  _globals['_SIGNEDRECORD']._serialized_end=812
-  _globals['_RECORDBODY']._serialized_start=814
-  _globals['_RECORDBODY']._serialized_end=907
-  _globals['_PEERRECORD']._serialized_start=910
-  _globals['_PEERRECORD']._serialized_end=1060
-  _globals['_CONFIGRECORD']._serialized_start=1062
-  _globals['_CONFIGRECORD']._serialized_end=1149
-  _globals['_EXPERTRECORD']._serialized_start=1152
-  _globals['_EXPERTRECORD']._serialized_end=1377
-  _globals['_TRAINERRECORD']._serialized_start=1380
-  _globals['_TRAINERRECORD']._serialized_end=1517
-  _globals['_PACE']._serialized_start=1519
-  _globals['_PACE']._serialized_end=1582
-  _globals['_CLIENTRECORD']._serialized_start=1584
-  _globals['_CLIENTRECORD']._serialized_end=1672
-  _globals['_DISCOVERY']._serialized_start=1675
-  _globals['_DISCOVERY']._serialized_end=1940
+  _globals['_PINGREQUEST']._serialized_end=195
+  _globals['_PINGREPLY']._serialized_start=197
+  _globals['_PINGREPLY']._serialized_end=276
+  _globals['_STOREREQUEST']._serialized_start=278
+  _globals['_STOREREQUEST']._serialized_end=372
+  _globals['_STOREREPLY']._serialized_start=374
+  _globals['_STOREREPLY']._serialized_end=436
+  _globals['_FINDNODEREQUEST']._serialized_start=438
+  _globals['_FINDNODEREQUEST']._serialized_end=508
+  _globals['_FINDNODEREPLY']._serialized_start=510
+  _globals['_FINDNODEREPLY']._serialized_end=580
+  _globals['_FINDVALUEREQUEST']._serialized_start=582
+  _globals['_FINDVALUEREQUEST']._serialized_end=653
+  _globals['_FINDVALUEREPLY']._serialized_start=655
+  _globals['_FINDVALUEREPLY']._serialized_end=769
+  _globals['_SIGNEDRECORD']._serialized_start=771
+  _globals['_SIGNEDRECORD']._serialized_end=860
+  _globals['_RECORDBODY']._serialized_start=862
+  _globals['_RECORDBODY']._serialized_end=955
+  _globals['_PEERRECORD']._serialized_start=958
+  _globals['_PEERRECORD']._serialized_end=1100
+  _globals['_CONFIGRECORD']._serialized_start=1102
+  _globals['_CONFIGRECORD']._serialized_end=1189
+  _globals['_EXPERTRECORD']._serialized_start=1192
+  _globals['_EXPERTRECORD']._serialized_end=1417
+  _globals['_TRAINERRECORD']._serialized_start=1420
+  _globals['_TRAINERRECORD']._serialized_end=1557
+  _globals['_PACE']._serialized_start=1559
+  _globals['_PACE']._serialized_end=1622
+  _globals['_CLIENTRECORD']._serialized_start=1624
+  _globals['_CLIENTRECORD']._serialized_end=1712
+  _globals['_DISCOVERY']._serialized_start=1715
+  _globals['_DISCOVERY']._serialized_end=1980
 # @@protoc_insertion_point(module_scope)

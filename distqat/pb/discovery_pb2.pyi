@@ -54,6 +54,9 @@ class PingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SENDER_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.bytes
+    """16 bytes drawn for this request: whoever has the sender's key signs them. Empty: no signature is wanted."""
     @_builtins.property
     def sender(self) -> Global___DhtNode:
         """The asking node, so that the asked one can learn of it."""
@@ -62,10 +65,11 @@ class PingRequest(_message.Message):
         self,
         *,
         sender: Global___DhtNode | None = ...,
+        nonce: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sender", b"sender"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sender", b"sender"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "sender", b"sender"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -78,6 +82,12 @@ class PingReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_FIELD_NUMBER: _builtins.int
+    BORN_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    born: _builtins.int
+    """Milliseconds of its wall clock when its life began, if it has the sender's key: of two the younger leaves."""
+    signature: _builtins.bytes
+    """Ed25519 signature of a tag, the nonce, born and its address, 64 bytes; empty unless it has the sender's key."""
     @_builtins.property
     def node(self) -> Global___DhtNode:
         """The answering node."""
@@ -86,10 +96,12 @@ class PingReply(_message.Message):
         self,
         *,
         node: Global___DhtNode | None = ...,
+        born: _builtins.int = ...,
+        signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["born", b"born", "node", b"node", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -358,13 +370,10 @@ class PeerRecord(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
-    BORN_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the software."""
     committed: _builtins.bool
     """True when that run has committed a round, as far as the daemon was ever told: nobody may found it again."""
-    born: _builtins.int
-    """When this life of the daemon began, in milliseconds of its wall clock: of two with the same key the younger leaves."""
     @_builtins.property
     def endpoint(self) -> _common_pb2.Endpoint:
         """Where it answers."""
@@ -385,11 +394,10 @@ class PeerRecord(_message.Message):
         run: _common_pb2.RunRef | None = ...,
         version: _builtins.str = ...,
         committed: _builtins.bool = ...,
-        born: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["born", b"born", "committed", b"committed", "endpoint", b"endpoint", "roles", b"roles", "run", b"run", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "endpoint", b"endpoint", "roles", b"roles", "run", b"run", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol, cast
 
 from distqat import __version__
-from distqat.data.claims import LedgerSnapshot
+from distqat.data.claims import LedgerSnapshot, claims_to_json
 from distqat.data.messages import BooksAnswer, BooksRequest
 from distqat.errors import DistqatError, RefusedError
 from distqat.ids import Endpoint, PeerId, PipelineId, StageIndex
@@ -19,6 +19,7 @@ from distqat.roles.checkpoint.messages import LOAD, LoadReply, LoadRequest
 from distqat.roles.checkpoint.words import Load
 from distqat.roles.context import RoleContext, RoleOptions
 from distqat.roles.events.messages import EVENTS, EventsReply, EventsRequest
+from distqat.roles.inquiry import BOOKED
 from distqat.roles.orders import messages as orders
 from distqat.roles.orders.order import Order
 from distqat.roles.remote import Remote
@@ -93,6 +94,7 @@ class Control:
             orders.LOST: self._lost,
             LOAD: self._load,
             HELD_BOOKS: self._held_books,
+            BOOKED: self._booked,
             EVENTS: self._events,
         }
         return Service(messages.SERVICE, {method.name: handler for method, handler in calls.items()})
@@ -203,6 +205,11 @@ class Control:
         if books is None:
             raise RefusedError("no books of the run lie here")
         return BooksAnswer(books.to_json()).encode()
+
+    async def _booked(self, request: bytes, caller: Caller) -> bytes:
+        self._context.run.check(BooksRequest.decode(request).run)
+        trainer = cast(DrivingRole, self._roster.get("trainer"))
+        return BooksAnswer(claims_to_json(trainer.booked())).encode()
 
     async def _fence(self, request: bytes, caller: Caller) -> bytes:
         wanted = orders.decode(orders.FenceRequest, request)

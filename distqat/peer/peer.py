@@ -74,14 +74,12 @@ class Peer:
         control: Control,
         joining: Joining,
         leaving: asyncio.Event,
-        born: int,
     ) -> None:
         self.context = context
         self.roster = roster
         self.control = control
         self.joining = joining
         self._leaving = leaving
-        self._born = born  # Milliseconds of the wall clock at which this life began.
         self.fault: DistqatError | None = None  # Why the daemon cannot go on; None while it can.
 
     def __repr__(self) -> str:
@@ -127,7 +125,7 @@ class Peer:
             )
             roster = await stack.enter_async_context(Roster.open(context))
             joining = Joining(context, dht, reason)
-            peer = cls(context, roster, Control(context, roster, reason, leaving), joining, leaving, born)
+            peer = cls(context, roster, Control(context, roster, reason, leaving), joining, leaving)
             server.add(peer.control.service())
             log.info("peer %s listens on %s, dial %s", short(context.me), server.endpoint, endpoint)
             events.record(Kind.STARTED, f"distqat {__version__} listens on {server.endpoint}, dial {endpoint}")
@@ -169,7 +167,7 @@ class Peer:
             run = context.run.id
             # As long as one daemon of the run lives, nobody founds it a second time.
             committed = run is not None and context.history.has_committed(run, context.directory.snapshot())
-            record = PeerRecord(context.endpoint, self.roster.names(), run, __version__, committed, self._born)
+            record = PeerRecord(context.endpoint, self.roster.names(), run, __version__, committed)
             context.directory.announce(record)
             if run is not None and PATRONS & set(record.roles):
                 context.directory.announce(ConfigRecord(run, context.endpoint))

@@ -84,10 +84,19 @@ class Arrival:
         except DistqatError as error:
             log.warning("%s was not handed over by %s: %s", self.holding.stage.name, short(donor.peer), error)
             if accepted.is_set():
+                self._forget()
                 await self._use_what_is_held()
         finally:
             if accepted.is_set():
                 self.seat.arrived.set()
+
+    def _forget(self) -> None:
+        """Nothing that belongs to the donor's numbers goes with others."""
+        rounds = self.seat.rounds
+        rounds.resume([0] * len(self.holding.stage.fragments), 0)
+        rounds.handover.origins = {}
+        rounds.handover.resume({}, 0.0)
+        self.holding.averager.committed.feedback.load({})
 
     async def _use_what_is_held(self) -> bool:
         """Put what a follower holds into the stage; False if that is nothing to begin with."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from distqat.data.claims import Claim
 from distqat.ids import PeerId, PipelineId, Seat
 from distqat.roles.checkpoint.words import Begin
 from distqat.roles.status import PipelineStatus
@@ -17,6 +18,10 @@ class DrivingRole(Protocol):
     ) -> PipelineStatus:
         """Drive this route from now on, or after the steps under way; an empty one ends the pipeline. Raises
         RefusedError, StaleError."""
+        ...
+
+    def booked(self) -> tuple[Claim, ...]:
+        """What was booked of the pipelines that are driven here."""
         ...
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from distqat.aio import Backoff, supervise
@@ -24,11 +25,11 @@ from distqat.errors import DistqatError, GoneError, StaleError
 from distqat.events import Kind, Subject
 from distqat.ids import Endpoint, PeerId, RunId, short
 from distqat.roles.books import Books, copy_books, open_books
-from distqat.roles.checkpoint.held_books import take_books
 from distqat.roles.checkpoint.revival import Reviver
 from distqat.roles.context import RESTARTS, RoleContext, RoleOptions
+from distqat.roles.inquiry import Inquiry
 from distqat.roles.leases import Leases
-from distqat.roles.outlook import address, lines
+from distqat.roles.outlook import address
 from distqat.roles.planner import Planner
 from distqat.roles.remote import Remote
 from distqat.roles.status import RoleStatus, RunStatus
@@ -114,10 +115,9 @@ class Client:
         positions = budget(config.train.epochs, len(source.train))
         books = await asyncio.to_thread(open_books, path, positions, self._has_progress(config.id))
         self._ledger = books.ledger
+        inquiry = Inquiry(context, config.id, leases, partial(self._ask_all, leases), self._reason)
         if books.ledger.is_new:
-            # Nothing is known here: others may have the books beside their checkpoints.
-            await self._ask_all(leases)
-            await take_books(books.ledger, leases.statuses, context, config.id, {})
+            await inquiry.find(books.ledger, self._has_progress(config.id))
         self._tell_turn(stood_by, books.ledger.committed)
         reviver = Reviver(context, config, books.ledger, leases, books.save)
         self._planner = Planner(context, config, books.ledger, leases, reviver)
@@ -125,8 +125,7 @@ class Client:
         try:
             async with task_group() as group:
                 # Who is there, what it drives, and what it has claimed, before anything is decided or handed out.
-                await self._ask_all(leases)
-                self._complete_books(books.ledger, leases)
+                await inquiry.complete(books.ledger)
                 await books.save()
                 context.server.add(data_service(config.id, books.ledger, books.save))
                 group.create_task(self._watch_leases(leases))
@@ -160,13 +159,6 @@ class Client:
             self._events.record(Kind.PLANNING, "plans this run")
         if committed:
             self._events.record(Kind.BOOKS_RESTORED, f"goes on at {committed} samples", Subject(samples=committed))
-
-    def _complete_books(self, ledger: Ledger, leases: Leases) -> None:
-        """Books that were copied, or could not be written, are a moment behind: the trainers know what it brought."""
-        assert self._config is not None
-        for _, line in lines(leases.statuses, self._config.id):
-            if entries := ledger.complete(line.claims, line.booked):
-                log.info("the books lacked %d claims of pipeline %s", entries, line.pipeline)
 
     def _rivals(self) -> list[PeerId]:
         """The other live clients that plan this run, those that stay first."""
@@ -212,11 +204,13 @@ class Client:
                     if peer not in asking:
                         asking[peer] = group.create_task(self._ask(leases, peer, endpoint))
 
-    async def _ask_all(self, leases: Leases) -> None:
-        """Once, and wait for all answers."""
+    async def _ask_all(self, leases: Leases) -> Iterable[PeerId]:
+        """Once, and wait for all answers; who was asked."""
+        peers = self._peers(leases)
         async with asyncio.TaskGroup() as group:
-            for peer, endpoint in self._peers(leases).items():
+            for peer, endpoint in peers.items():
                 group.create_task(self._ask(leases, peer, endpoint))
+        return peers
 
     def _peers(self, leases: Leases) -> dict[PeerId, Endpoint]:
         """The live experts, trainers and mirrors of the run; the others are forgotten."""

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from distqat.aio import Backoff
 from distqat.config import RunConfig
 from distqat.data import metrics
+from distqat.data.claims import Claim
 from distqat.data.client import DataClient
 from distqat.data.sampler import budget, progress
 from distqat.data.sources import Source
+from distqat.data.steplog import MOST_STEPS
 from distqat.discovery.records import Pace
 from distqat.errors import FencedError, StaleError
 from distqat.ids import PeerId, PipelineId, Seat, short
@@ -95,6 +97,10 @@ class Drive:
             claims=self._supply.claims(self.pipeline),
             booked=self._supply.booked(self.pipeline),
         )
+
+    def booked(self) -> tuple[Claim, ...]:
+        """All that was booked, as far back as books remember."""
+        return self._supply.booked(self.pipeline, MOST_STEPS)
 
     @property
     def pace(self) -> Pace | None:

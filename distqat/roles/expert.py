@@ -23,7 +23,7 @@ from distqat.roles.checkpoint.words import Load
 from distqat.roles.context import RESTARTS, RoleContext, RoleOptions
 from distqat.roles.faults import Faults
 from distqat.roles.fencing import NOTHING
-from distqat.roles.holding import Workshop, siblings
+from distqat.roles.holding import Workshop, check_model, siblings
 from distqat.roles.orders.messages import FenceReply
 from distqat.roles.orders.order import SPARE, Order
 from distqat.roles.pulse import pulse
@@ -160,6 +160,7 @@ class Expert:
         """Learn the run, then hold the wanted seat, one after the other."""
         context = self._context
         self._config = config = await context.run.wait()
+        check_model(context, config)
         if self._order.stage is not None:
             _check_stage(config, self._order.stage)
         self._posture.phase = "joining"

@@ -20,6 +20,7 @@ from distqat.ids import StageIndex
 from distqat.model.build import build_stage
 from distqat.model.device import Device
 from distqat.model.stage import Stage
+from distqat.model.zoo import own
 from distqat.pipeline.route import Limits
 from distqat.pipeline.service import PipelineService
 from distqat.roles.context import RoleContext
@@ -58,6 +59,11 @@ class Holding:
 
     def __repr__(self) -> str:
         return f"<Holding {self.stage.name}: {self.averager!r}>"
+
+
+def check_model(context: RoleContext, config: RunConfig) -> None:
+    """Raise ModelError for a model that is code, unless somebody here wants it: what a run says comes from others."""
+    own.check(config.model.name, [context.settings.model.name, *context.settings.daemon.own_models])
 
 
 def siblings(context: RoleContext, stage: StageIndex) -> list[Sibling]:

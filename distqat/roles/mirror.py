@@ -31,7 +31,7 @@ from distqat.roles.checkpoint.keeper import Keeper, keeper_of
 from distqat.roles.checkpoint.saver import OUTER, checkpoint_of, tensors_of
 from distqat.roles.context import RoleContext, RoleOptions
 from distqat.roles.follower import Follower
-from distqat.roles.holding import Holding, Workshop, open_holding
+from distqat.roles.holding import Holding, Workshop, check_model, open_holding
 from distqat.roles.status import RoleStatus
 from distqat.telemetry import Reason
 
@@ -91,6 +91,7 @@ class Mirror:
         """Learn the run, then follow all its stages."""
         context = self._context
         config = await context.run.wait()
+        check_model(context, config)
         self._phase = "joining"
         self._reason.set(f"opening data source {config.data.source}, which says what the stages are like")
         source = await asyncio.to_thread(open_source, config.data)
@@ -148,12 +149,12 @@ class Mirror:
 
 def _due(before: OuterState | None, after: OuterState, shelf: Shelf, holding: Holding, every: int) -> OuterState | None:
     """Of the states on the way from one to the other, as far as they can be worked out, the last that is a checkpoint:
-    one is written at a time."""
-    missed = []
-    if before is not None:
-        missed = [one for one in shelf.since(before.round, before.digest) if one.round < after.round]
-    if before is None or not missed:
-        return after if is_due(before.cut if before is not None else (), after.cut, every) else None
+    one is written at a time. What is found at first is none, since other stages may be found at other cuts."""
+    if before is None:
+        return None
+    missed = [one for one in shelf.since(before.round, before.digest) if one.round < after.round]
+    if not missed:
+        return after if is_due(before.cut, after.cut, every) else None
     found, state = None, before
     for one in missed:
         last = state

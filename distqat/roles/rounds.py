@@ -203,19 +203,22 @@ class Rounds:
 
     def _is_due(self, steps: int) -> bool:
         """In the first stage of a pipeline: whether a round begins when so many steps are done since the last."""
-        flight = self._flight
-        if flight is not None and flight.steps + steps - self._steps < flight.how.overlap:
-            # A sibling that waits for the next round is not kept waiting for the steps that are left of this one.
-            return flight.come.is_set() and self._averager.invited
-        return self._averager.is_due(steps)
+        how = self._averager.phase
+        # A sibling that waits for the next round is not kept waiting for the steps that are left of this one.
+        return how is not None and (self._is_wanted or steps >= how.steps)
 
     def _is_overdue(self, steps: int) -> bool:
         """In another stage, whose first stage orders none: whether it cannot be waited for any longer."""
         how = self._averager.phase
-        self._unheeded = self._unheeded + 1 if self._averager.invited else 0
+        self._unheeded = self._unheeded + 1 if self._is_wanted else 0
         # Who invites this one after a failed round was ordered to begin that, too.
         most = 1 if self._has_failed else UNHEEDED
         return how is not None and (self._unheeded >= most or steps >= 2 * how.steps)
+
+    @property
+    def _is_wanted(self) -> bool:
+        """Whether a sibling waits for the next round. Until the one under way has come, it waits for that."""
+        return self._averager.invited and (self._flight is None or self._flight.come.is_set())
 
     def _is_to_be_merged(self, flight: Flight | None) -> bool:
         return flight is not None and flight.steps >= flight.how.overlap

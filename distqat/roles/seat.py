@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -34,6 +35,9 @@ IDLE_SECONDS = 0.1
 
 MOST_IDLE_SECONDS = 5.0
 """For no longer than this a stage in a route is waited for because its steps take long."""
+
+STRIDES = 2
+"""From step to step, of which the shorter says how long steps take."""
 
 SHOWN_RECEIPTS = 8
 
@@ -66,8 +70,10 @@ class Seat:
         self.pipeline: PipelineId | None = None  # That of the last route; None before the first.
         self.rounds = Rounds(stage, device, averager, journal, self._is_idle)
         self._quiet_since = 0.0  # When work was last delivered.
-        self._stepped = 0.0  # When a step was last committed.
-        self._step_seconds = 0.0  # From the step before to that one.
+        self._began = 0.0  # When the first forward of the last step came.
+        self._stepped: float | None = None  # When the step before was done, its round too; None: it was of no route.
+        self._strides: deque[float] = deque(maxlen=STRIDES)  # Seconds from one step to the next that followed it.
+        self._step_seconds = 0.0  # Of the last step, from its first forward on.
         self._is_in_step = False  # A training forward has begun, and its step is not committed.
         self._rate = Rate()
         self.arrived = asyncio.Event()  # Cleared while the stage does not hold the numbers yet that it begins with.
@@ -151,7 +157,8 @@ class Seat:
     async def begin(self, train: bool) -> None:
         """A forward comes next; waits while numbers go out of the stage or come in."""
         await self.rounds.opened()
-        self._is_in_step |= train
+        if train and not self._is_in_step:
+            self._is_in_step, self._began = True, asyncio.get_running_loop().time()
 
     def orders_round(self, ordered: bool | None) -> bool:
         """Whether a round follows the step that was just applied."""
@@ -159,12 +166,16 @@ class Seat:
 
     async def committed(self, at: StepRef, samples: int) -> None:
         """That step is applied; what is due of a round follows."""
-        now = asyncio.get_running_loop().time()
-        self._step_seconds, self._stepped = now - self._stepped, now
-        self._is_in_step = False
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._step_seconds = now - self._began
+        if self._stepped is not None:
+            self._strides.append(now - self._stepped)
+        self._is_in_step, self._stepped = False, None
         self.rounds.count(samples, at)
         self._rate.add(samples, now)
         await self.rounds.boundary()
+        self._stepped = loop.time()
 
     # What spares and heirs ask of it.
 
@@ -226,7 +237,7 @@ class Seat:
 
     async def closed(self, reason: str) -> None:
         """The route is gone; the stage keeps what it holds, and waits for the next one."""
-        self._route = self._journal.timeline = None
+        self._route = self._journal.timeline = self._stepped = None
         self._journal.closed(reason)
         self.unrouted.set()
         self._is_in_step = False
@@ -262,7 +273,9 @@ class Seat:
         return quiet >= seconds and self.is_between_steps and self.arrived.is_set()
 
     def _is_at_rest(self) -> bool:
-        """Whether no step is coming. One that has begun in the stages before this one may take as long as the last to
-        get here, and a round that they join after it is not to be joined here before it."""
-        is_behind = self.stage.index > 0 and not self.unrouted.is_set() and not self.rounds.is_owing
-        return self._is_idle(max(IDLE_SECONDS, min(2 * self._step_seconds, MOST_IDLE_SECONDS) if is_behind else 0.0))
+        """Whether no step is coming. One that has begun in the other stages may take as long as the last to get here,
+        and who joins a round before it while they join after it commits other steps than they do."""
+        is_routed = not self.unrouted.is_set() and not self.rounds.is_owing
+        # A pause between two steps makes one stride long, and not the next.
+        seconds = min(self._strides, default=self._step_seconds) if is_routed else 0.0
+        return self._is_idle(max(IDLE_SECONDS, min(2 * seconds, MOST_IDLE_SECONDS)))

@@ -9,12 +9,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from distqat.data.claims import Claim
 from distqat.data.client import Batch, DataClient
+from distqat.data.steplog import MOST_STEPS
 
 SHOWN_BOOKED = 64
-"""Batches that are told to a client that takes over: more than are booked between two copies of the books."""
+"""Batches that every status tells: more than are booked between two copies of the books. A client whose books are older
+asks for all (`Drive.booked`), which are as many as books remember."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Supply:
         self._data = data
         self._samples = samples
         self._portions: deque[Portion] = deque()  # Claimed, and not known to be committed; steps without a gap.
-        self._booked: deque[Portion] = deque(maxlen=SHOWN_BOOKED)  # The last that were, without their samples.
+        # What was, as it stands in the books: claim, begin, end and step.
+        self._booked: deque[tuple[int, int, int, int]] = deque(maxlen=MOST_STEPS)
         self._taken = 0  # Step of the last portion that the present route was given.
         self._claimed = 0  # Step of the last portion.
         self._is_over = False  # No further batch comes: the run's budget is committed.
@@ -94,9 +98,10 @@ class Supply:
         """What is claimed for that pipeline and not known to be booked."""
         return tuple(_claim(portion, pipeline) for portion in self._portions)
 
-    def booked(self, pipeline: str) -> tuple[Claim, ...]:
+    def booked(self, pipeline: str, most: int = SHOWN_BOOKED) -> tuple[Claim, ...]:
         """The last that were booked."""
-        return tuple(_claim(portion, pipeline) for portion in self._booked)
+        last = islice(self._booked, max(0, len(self._booked) - most), None)
+        return tuple(Claim(claim, pipeline, begin, end, step) for claim, begin, end, step in last)
 
     def pause(self) -> None:
         """Begin no further step on this route."""
@@ -113,7 +118,7 @@ class Supply:
         while self._portions and self._portions[0].step <= committed:
             await self._data.committed(self._portions[0].batch)
             portion = self._portions.popleft()
-            self._booked.append(replace(portion, batch=replace(portion.batch, tensors={})))
+            self._booked.append((portion.batch.claim, portion.batch.begin, portion.batch.end, portion.step))
             self._notify()
 
     async def refuse(self, reason: str) -> Batch:

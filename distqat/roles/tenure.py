@@ -106,7 +106,7 @@ class Tenure:
             self._posture.reason.set(f"waiting: no route through {seat.stage.name} yet")
             self._posture.ready.set()
             self._on_sat()
-            seat.rounds.on_rest = self._vault.saver(seat, self._verdict).look
+            group.create_task(self._vault.saver(seat, self._verdict).begin())
             await seat.keep()
 
     async def leave(self) -> None:

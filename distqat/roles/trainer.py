@@ -10,6 +10,7 @@ from typing import cast
 
 from distqat.aio import Backoff, supervise
 from distqat.config import RunConfig
+from distqat.data.claims import Claim
 from distqat.data.client import LedgerClient, RemoteClaims
 from distqat.data.sampler import Sampler
 from distqat.data.sources import Source, open_source
@@ -112,6 +113,10 @@ class Trainer:
             work = supervise(f"pipeline {pipeline}", drive.work, Backoff(0.5, 5.0))
             self._tasks[pipeline] = self._group.create_task(work, name=pipeline)
         return drive.status(asyncio.get_running_loop().time())
+
+    def booked(self) -> tuple[Claim, ...]:
+        """What was booked of the pipelines that are driven here: a client with older books learns it."""
+        return tuple(claim for drive in self._drives.values() for claim in drive.booked())
 
     def _forget_ended(self) -> None:
         """Pipelines that were stopped, and whose last step is booked."""

@@ -38,6 +38,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Virtual seconds."""
         return self._now
 
+    def stand_still(self, seconds: float) -> None:
+        """Time goes by and nothing runs, as in a process that is stopped for a while."""
+        self._now += seconds
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """The clock stands still within; for work in a thread that the loop cannot know of."""

@@ -34,6 +34,28 @@ def test_who_is_silent_for_long_is_taken_for_dead(company: Company) -> None:
     assert company.dead(5.0 + WAITS.presumed) == {CAROL}
 
 
+def test_nobody_is_taken_for_dead_who_was_not_asked_again(company: Company) -> None:
+    """This process may have stood still for just as long."""
+    company.miss(CAROL, 5.0)
+    company.begin()
+    assert company.dead(1000.0) == set()
+    company.miss(CAROL, 1000.0)
+    assert company.dead(1000.0) == {CAROL}
+
+
+def test_who_is_gone_and_lives_again_decides_nothing_but_may_know_something(company: Company) -> None:
+    for peer in (BOB, CAROL):
+        company.bury(peer)
+    assert company.absent(5.0) == company.dead(5.0) == {BOB, CAROL}
+    company.look({BOB: Endpoint("bob", 1)})
+    assert company.absent(5.0) == {BOB, CAROL}, "the directory has not learned of its death"
+    company.look({BOB: Endpoint("bob", 2)})
+    company.heard_from(contact(CAROL))
+    assert (company.absent(5.0), company.dead(5.0)) == (set(), {BOB, CAROL})
+    company.bury(BOB)
+    assert company.absent(5.0) == {BOB}
+
+
 def test_a_word_ends_the_silence(company: Company) -> None:
     company.miss(CAROL, 5.0)
     company.lose(CAROL, "it broke")
@@ -41,6 +63,38 @@ def test_a_word_ends_the_silence(company: Company) -> None:
     assert company.dead(1000.0) == set()
     assert CAROL not in company.lost
     assert CAROL not in company.silent
+
+
+def test_who_takes_part_in_an_attempt_is_not_silent(company: Company) -> None:
+    """Its leader has heard from it; who only follows never does by itself."""
+    company.miss(BOB, 5.0)
+    company.miss(CAROL, 5.0)
+    company.attempt((ALICE, BOB))
+    assert company.quiet == {CAROL}
+    # A silence that begins later is as long as any.
+    later = 5.0 + 10 * WAITS.presumed
+    company.miss(BOB, later)
+    assert company.dead(later) == {CAROL}
+
+
+def test_who_was_silent_and_is_heard_from_is_given_longer(company: Company) -> None:
+    assert company.patience(BOB) == WAITS.invite
+    company.miss(BOB, 5.0, is_silent=True)
+    assert company.patience(BOB) == WAITS.invite
+    company.heard_from(contact(BOB))
+    company.heard_from(contact(BOB))
+    assert company.patience(BOB) == 2 * WAITS.invite
+    company.miss(BOB, 6.0, is_silent=True)
+    company.attempt((ALICE, BOB))
+    assert company.patience(BOB) == 4 * WAITS.invite
+    # Calls that break say nothing of how long an answer takes.
+    company.miss(CAROL, 5.0)
+    company.heard_from(contact(CAROL))
+    assert company.patience(CAROL) == WAITS.invite
+    for _ in range(5000):
+        company.miss(BOB, 7.0, is_silent=True)
+        company.heard_from(contact(BOB))
+    assert company.patience(BOB) == WAITS.form
 
 
 def test_who_is_gone_is_gone_until_the_next_round(company: Company) -> None:

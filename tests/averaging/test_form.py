@@ -30,6 +30,7 @@ def decide(
     quorum: Quorum = NOBODY,
     **others: Collection[PeerId],
 ) -> Decision:
+    others.setdefault("absent", others.get("gone", ()))
     return form.decide(Others(expected, engaged=engaged, **others), quorum, now)
 
 
@@ -199,6 +200,14 @@ def test_as_long_as_a_majority_is_gone_everybody_who_lives_must_be_here(form: Fo
     assert decide(form, (), 0.0, quorum=THREE, gone={BOB, CAROL}, live={dave}, silent={dave}) == Stuck((dave,), True)
     form.join(join("dave"), 0.0)
     assert isinstance(decide(form, (), 0.0, quorum=THREE, gone={BOB, CAROL}, live={dave}), Start)
+
+
+def test_of_those_who_are_gone_whoever_lives_again_must_be_here_too(form: Form) -> None:
+    """It decides nothing any more, but may have learned of a commit in its new life."""
+    form.join(join("alice"), 0.0)
+    known: dict[str, Collection[PeerId]] = {"gone": {BOB, CAROL}, "live": {BOB}, "absent": {CAROL}}
+    assert decide(form, (), 0.0, quorum=THREE, **known) == Wait(LONGEST, (BOB,))
+    assert decide(form, (), 0.0, quorum=THREE, **known, silent={BOB}) == Stuck((BOB,), True)
 
 
 def test_so_must_those_who_were_in_an_attempt_that_nobody_knows_of(form: Form) -> None:

@@ -17,6 +17,7 @@ from distqat.errors import DistqatError, RefusedError, RoundError, TensorError
 from distqat.ids import PeerId
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Deadline
+from distqat.rpc.virtual import VirtualTimeLoop
 from distqat.sections import SyncSection
 from tests.averaging.swarm import DILOCO, Node, Swarm, founded, moved, together
 from tests.averaging.words import join, round_ref
@@ -117,6 +118,34 @@ def test_one_of_two_that_is_cut_off_waits_until_the_other_must_be_dead() -> None
             await synchronise(*nodes)
             assert len(digests(nodes)) == 1
             assert second.sibling.round > 2
+
+    run_virtual(scenario())
+
+
+def test_who_has_stood_still_decides_nothing_by_the_time_that_went_by() -> None:
+    """The other one may have gone on without it; before it has heard of that it must not commit alone."""
+
+    async def scenario() -> None:
+        network = Network(delay=0.005)
+        swarm = Swarm(network, DILOCO)
+        async with swarm.node("alice") as alice, swarm.node("bob") as bob:
+            nodes = {node.peer: node for node in (alice, bob)}
+            for node in nodes.values():
+                await node.averager.found(swarm.start())
+            await synchronise(alice, bob)
+            first, loop = nodes[FIRST], asyncio.get_running_loop()
+            assert isinstance(loop, VirtualTimeLoop)
+            network.partition({FIRST}, {SECOND})
+            trying = asyncio.ensure_future(first.averager.synchronise(first.anchor + 1.0, 1))
+            await asyncio.sleep(0.1)
+            # As if it had been stopped: nothing of it has run meanwhile.
+            loop.stand_still(2 * first.averager.context.waits.presumed)
+            with pytest.raises(RoundError, match="stood still for"):
+                await trying
+            network.heal()
+            await synchronise(alice, bob)
+            assert {node.sibling.round for node in nodes.values()} == {2}
+            assert len(digests([alice, bob])) == 1
 
     run_virtual(scenario())
 

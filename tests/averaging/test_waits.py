@@ -65,7 +65,7 @@ def test_who_is_missed_again_and_again_is_waited_for_longer() -> None:
         patience.note_quiet()
     assert patience.quiet_seconds() == 2 * LEAST_QUIET
     assert patience.seconds() == LEAST_PATIENCE
-    for _ in range(100):
+    for _ in range(2000 * FRUITLESS):
         patience.note_quiet()
     assert patience.quiet_seconds() == 10.0
     patience.note(0.01)

@@ -15,6 +15,7 @@ from distqat.discovery.calls import (
     FindNodeReply,
     FindRequest,
     FindValueReply,
+    Life,
     PingReply,
     PingRequest,
     StoreReply,
@@ -65,9 +66,10 @@ DECODERS: list[Callable[[bytes], object]] = [
 
 
 def test_calls_come_back_as_they_were() -> None:
-    ping, pong = PingRequest(SENDER), PingReply(OTHER)
-    assert messages.decode_ping_request(messages.encode_ping_request(ping)) == ping
-    assert messages.decode_ping_reply(messages.encode_ping_reply(pong)) == pong
+    for ping in (PingRequest(SENDER), PingRequest(SENDER, b"n" * 16)):
+        assert messages.decode_ping_request(messages.encode_ping_request(ping)) == ping
+    for pong in (PingReply(OTHER), PingReply(OTHER, Life(1 << 40, b"s" * 64))):
+        assert messages.decode_ping_reply(messages.encode_ping_reply(pong)) == pong
     store, stored = StoreRequest(SENDER, (a_record(), a_record(2))), StoreReply(1, ("too large",), OTHER.id)
     assert messages.decode_store_request(messages.encode_store_request(store)) == store
     assert messages.decode_store_reply(messages.encode_store_reply(stored)) == stored
@@ -136,6 +138,13 @@ def test_of_too_many_paces_the_first_are_announced() -> None:
 def test_what_is_no_address_is_refused(endpoint: Endpoint) -> None:
     with pytest.raises(MessageError, match="is not an address"):
         messages.decode_ping_request(messages.encode_ping_request(PingRequest(Contact(SENDER.id, endpoint))))
+
+
+def test_nonces_and_signatures_of_another_length_are_refused() -> None:
+    with pytest.raises(MessageError, match="a nonce has 16 bytes, not 3"):
+        messages.decode_ping_request(messages.encode_ping_request(PingRequest(SENDER, b"abc")))
+    with pytest.raises(MessageError, match="a signature has 64 bytes, not 3"):
+        messages.decode_ping_reply(messages.encode_ping_reply(PingReply(SENDER, Life(1, b"abc"))))
 
 
 def test_ids_of_another_length_are_refused() -> None:

@@ -97,7 +97,7 @@ def test_another_node_at_a_known_address_is_not_taken_for_the_first() -> None:
                 return messages.encode_ping_reply(PingReply(Contact(next(ids), address(9))))
 
             server.add(Service(messages.SERVICE, calls={"Ping": ping}))
-            await node._protocol.greet(address(9))
+            await node._protocol.greet(address(9), b"")
             old = node._protocol.router.find(b"a" * 20)
             assert old is not None
             assert await node._protocol.call_ping(old) == (False, None)

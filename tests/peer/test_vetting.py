@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from random import Random
 
 import pytest
 
 from distqat.discovery import keys
-from distqat.discovery.calls import Contact, StoreRequest
+from distqat.discovery.bootstrap import ITSELF, JOINED
+from distqat.discovery.calls import Contact, Life, PingReply, PingRequest, StoreRequest
 from distqat.discovery.directory import Directory
-from distqat.discovery.messages import STORE, decode_record, encode_record, encode_store_request
+from distqat.discovery.messages import (
+    PING,
+    STORE,
+    decode_ping_reply,
+    decode_ping_request,
+    decode_record,
+    encode_ping_reply,
+    encode_ping_request,
+    encode_record,
+    encode_store_request,
+)
 from distqat.discovery.node import DhtNode
-from distqat.discovery.records import Body, PeerRecord
-from distqat.discovery.signing import node_id, seal
+from distqat.discovery.records import Body, PeerRecord, SignedRecord
+from distqat.discovery.signing import node_id, seal, sign_life
 from distqat.errors import DistqatError, IdentityError, ProtocolError
 from distqat.ids import Endpoint
 from distqat.peer.vetting import vet
 from distqat.rpc.local import Network
-from distqat.rpc.transport import Deadline, Method, Transport
+from distqat.rpc.transport import Caller, Deadline, Method, Service, Transport
 from distqat.rpc.wrapped import WrappedTransport
 from tests.discovery.helpers import PORT, a_key, a_node, address
 from tests.support import run_virtual
@@ -62,7 +73,7 @@ async def a_daemon(network: Network, key: int, host: str, *join: int, life: int 
         Directory.open(dht, None) as directory,
     ):
         server.add(dht.service)
-        directory.announce(PeerRecord(server.endpoint, born=1000 * life))
+        directory.announce(PeerRecord(server.endpoint))
         dht.bootstrap(address(other) for other in join)
         yield dht
 
@@ -167,30 +178,151 @@ def test_a_daemon_that_was_killed_and_is_back_elsewhere_is_let_in(life: int) -> 
     run_virtual(scenario())
 
 
-def test_a_stranger_who_says_that_a_twin_is_at_his_place_sends_nobody_away() -> None:
+@pytest.mark.parametrize("elder", ["host2", "late"])
+def test_of_twins_that_knock_at_each_other_at_once_the_younger_leaves(elder: str) -> None:
+    """Both were given both addresses, and meet nobody else."""
+
     async def scenario() -> None:
         network = Network()
-        async with a_daemon(network, 1, "host1"), a_daemon(network, 2, "host2", 1) as dht:
-            await dht.wait_joined()
-            value = encode_record(PeerRecord(Endpoint("liar", PORT)))
-            genuine = seal(a_key(3), Body(keys.PEERS, 5000, 10.0, False, value))
-            forged = replace(genuine, public_key=a_key(2).public_key)
-            transport = network.transport("liar")
-            async with transport.serve(Endpoint("liar", PORT)) as server, _impostor(transport, server.endpoint) as lies:
-                server.add(lies.service)
-                request = encode_store_request(
-                    StoreRequest(Contact(node_id(a_key(3).public_key), server.endpoint), (forged,))
-                )
-                await transport.call(dht.endpoint, STORE, request, Deadline.after(2.0))
-                assert not await verdict(dht)
-                assert dht.twin is None
+        lives = {host: 1 if host == elder else 2 for host in ("host2", "late")}
+        async with AsyncExitStack() as stack:
+            both = {
+                host: await stack.enter_async_context(a_daemon(network, 2, host, life=life))
+                for host, life in lives.items()
+            }
+            for dht in both.values():
+                dht.bootstrap(Endpoint(host, PORT) for host in both)
+            async with asyncio.TaskGroup() as group:
+                verdicts = {host: group.create_task(verdict(dht)) for host, dht in both.items()}
+            for host, found in verdicts.items():
+                assert [type(error) for error in found.result()] == ([] if host == elder else [IdentityError])
 
     run_virtual(scenario())
 
 
-def _impostor(transport: Transport, endpoint: Endpoint) -> AbstractAsyncContextManager[DhtNode]:
-    """Answers as if it had key 2: what it says of itself nobody has signed."""
-    return DhtNode.open(transport, a_key(2), endpoint, 1, Random("liar"))
+def test_an_elder_whose_copy_was_named_to_it_goes_on_to_try_that_address() -> None:
+    async def scenario() -> None:
+        network = Network()
+        async with a_daemon(network, 2, "host2") as elder:
+            async with a_daemon(network, 2, "host1", life=2):
+                elder.bootstrap([address(1)])
+                assert not await verdict(elder)
+                assert "has a copy of this one's key" in elder.bootstrap_state[address(1)]
+            async with a_node(network, 1):
+                await elder.wait_joined()
+
+    run_virtual(scenario())
+
+
+LIAR = Endpoint("attacker", PORT)  # In front of the victim, were they of one age.
+
+
+class Liar:
+    """Answers as if it had key 2, which it does not have; and knows all that was ever said over the network."""
+
+    def __init__(self, transport: Transport, victim: Endpoint) -> None:
+        self.transport, self.victim = transport, victim
+        self.num_asked = 0
+
+    async def silent(self, request: PingRequest) -> Life | None:
+        """Proves nothing."""
+        return None
+
+    async def forged(self, request: PingRequest) -> Life | None:
+        """Signs with a key of its own."""
+        return sign_life(a_key(3), request.nonce, 1, LIAR)
+
+    async def replayed(self, request: PingRequest) -> Life | None:
+        """What an elder life with that key said to somebody else, when it was here."""
+        return sign_life(a_key(2), bytes(16), 1, LIAR)
+
+    async def reflected(self, request: PingRequest) -> Life | None:
+        """Has the victim itself sign the nonce."""
+        question = encode_ping_request(request)
+        life = decode_ping_reply(await self.transport.call(self.victim, PING, question, Deadline.after(2.0))).life
+        assert life is not None
+        return life
+
+    async def made_older(self, request: PingRequest) -> Life | None:
+        """The same, with an elder life."""
+        life = await self.reflected(request)
+        assert life is not None
+        return replace(life, born=1)
+
+    def service(self, how: str) -> Service:
+        """One that lies so."""
+
+        async def ping(data: bytes, caller: Caller) -> bytes:
+            self.num_asked += 1
+            life = await getattr(self, how)(decode_ping_request(data))
+            return encode_ping_reply(PingReply(Contact(node_id(a_key(2).public_key), LIAR), life))
+
+        return Service(PING.service, calls={"Ping": ping})
+
+
+@pytest.mark.parametrize("how", ["silent", "forged", "replayed", "reflected", "made_older"])
+def test_who_cannot_sign_with_the_key_sends_nobody_away(how: str) -> None:
+    """Though the daemon was told to join there, and an old record of its own says that it was there once."""
+
+    async def scenario() -> None:
+        network = Network()
+        async with a_daemon(network, 1, "host1"), a_daemon(network, 2, "host2", 1, life=9) as dht:
+            await dht.wait_joined()
+            transport = network.transport(LIAR.host)
+            liar = Liar(transport, dht.endpoint)
+            async with transport.serve(LIAR) as server:
+                server.add(liar.service(how))
+                old = seal(a_key(2), Body(keys.PEERS, 1, 10.0, False, encode_record(PeerRecord(LIAR))))
+                await _store(transport, dht.endpoint, old)
+                assert not await verdict(dht)
+                assert liar.num_asked == 1
+                dht.bootstrap([LIAR])
+                assert not await verdict(dht)
+                assert liar.num_asked > 1
+                assert dht.twin is None
+                assert dht.bootstrap_state[LIAR] not in (JOINED, ITSELF)
+            # Whoever has the address next is met there.
+            async with _stranger(network.transport(LIAR.host), 4) as next_one:
+                await next_one.wait_joined()
+                await asyncio.sleep(20.0)
+                assert dht.bootstrap_state[LIAR] == JOINED
+
+    run_virtual(scenario())
+
+
+def test_a_record_that_is_not_of_this_key_is_not_even_looked_into() -> None:
+    async def scenario() -> None:
+        network = Network()
+        async with a_daemon(network, 1, "host1"), a_daemon(network, 2, "host2", 1) as dht:
+            await dht.wait_joined()
+            genuine = seal(a_key(3), Body(keys.PEERS, 5000, 10.0, False, encode_record(PeerRecord(LIAR))))
+            transport = network.transport(LIAR.host)
+            liar = Liar(transport, dht.endpoint)
+            async with transport.serve(LIAR) as server:
+                server.add(liar.service("silent"))
+                await _store(transport, dht.endpoint, replace(genuine, public_key=a_key(2).public_key))
+                assert not await verdict(dht)
+                assert not liar.num_asked
+
+    run_virtual(scenario())
+
+
+async def _store(transport: Transport, at: Endpoint, record: SignedRecord) -> None:
+    """Hand somebody a record; who does so is a stranger."""
+    sender = Contact(node_id(a_key(3).public_key), Endpoint("nowhere", PORT))
+    await transport.call(at, STORE, encode_store_request(StoreRequest(sender, (record,))), Deadline.after(2.0))
+
+
+@asynccontextmanager
+async def _stranger(transport: Transport, key: int) -> AsyncIterator[DhtNode]:
+    """A node at the liar's address, which joins through the first."""
+    async with (
+        transport.serve(LIAR) as server,
+        DhtNode.open(transport, a_key(key), server.endpoint, 1000, Random("stranger")) as dht,
+    ):
+        server.add(dht.service)
+        dht.bootstrap([address(1)])
+        yield dht
 
 
 def test_a_daemon_that_was_given_its_own_address_is_no_copy_of_itself() -> None:

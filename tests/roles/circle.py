@@ -82,8 +82,8 @@ class Averaging:
 
     @property
     def invited(self) -> bool:
-        joined = self.circle.joined
-        return bool(joined) and self.me not in joined
+        """Who takes part in a round is, until it has come: it was rung, or the others wait for it where it leads."""
+        return any(peer != self.me for peer in self.circle.joined)
 
     async def wait_invited(self) -> None:
         async with self.circle.changed:

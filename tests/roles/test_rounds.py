@@ -430,3 +430,40 @@ def test_another_stage_does_not_wait_for_ever_for_an_order(invites: bool) -> Non
             await step(sibling)
 
     drive(scenario())
+
+
+def test_a_round_that_takes_longer_than_the_steps_beside_it_orders_no_other() -> None:
+    """Until it has come, who is invited is invited to it."""
+
+    async def scenario() -> None:
+        a, b = pair(sync(inner_steps=8, overlap=2), seconds=5.0)
+        async with working(a, b):
+            await steps(8 + 3 * 8 + 2, a, b)
+        # With what the two steps beside it have learned dropped, every contribution is of six more; the first of eight.
+        assert [given[2] for given in a.averager.given] == [64, 48, 48, 48]
+        assert a.committed.round == 4
+
+    drive(scenario())
+
+
+def test_another_stage_does_not_order_a_round_beside_the_one_it_was_invited_to() -> None:
+    async def scenario() -> None:
+        circle = Circle(sync(inner_steps=8, overlap=5), seconds=20.0)
+        a, b = (Sibling(circle, name, Numbers()) for name in ("a", "b"))
+        a.rounds._is_first = b.rounds._is_first = False
+
+        async def go(sibling: Sibling) -> None:
+            for number in range(1, 8 + 8 + 5 + 1):
+                await sibling.rounds.opened()
+                await asyncio.sleep(1.0)
+                sibling.stage.learn(1.0)
+                sibling.rounds.orders_round(number % 8 == 0)
+                sibling.rounds.count(8)
+                await sibling.rounds.boundary()
+
+        async with working(a, b):
+            await both(go(a), go(b))
+        assert [given[2] for given in a.averager.given] == [64, 24]
+        assert a.committed.round == 2
+
+    drive(scenario())

@@ -14,7 +14,7 @@ import torch
 
 from distqat.config import load
 from distqat.errors import DeadlineError, RefusedError, StaleError
-from distqat.ids import PipelineId, StepRef
+from distqat.ids import PipelineId, StageIndex, StepRef
 from distqat.model.local import LocalState
 from distqat.roles.journal import Journal
 from distqat.roles.seat import IDLE_SECONDS, Seat
@@ -178,6 +178,42 @@ def test_an_idle_sibling_keeps_company_and_forgets_a_step_that_nobody_came_back_
             assert first.stage.gather([0]).tolist() == stage.gather([0]).tolist() == [3.0] * 3
 
     run_virtual(scenario(), timeout=100.0)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("pause", [0.0, 60.0], ids=["at once", "paused"])
+def test_a_stage_in_a_route_joins_before_its_next_step_only_if_none_is_coming(index: int, pause: float) -> None:
+    """It waits twice as long as steps take, not as long as the process or an evaluation has run."""
+
+    async def scenario() -> None:
+        await asyncio.sleep(1000.0)
+        circle, loop = Circle(SYNC.model_copy(update={"inner_steps": 100})), asyncio.get_running_loop()
+        b = Sibling(circle, "b", Held())
+        async with seat(circle, "a") as held:
+            held.rounds._is_first = False  # Its rounds are not what is looked at here.
+            held.stage.index = StageIndex(index)
+            held.unrouted.clear()
+
+            async def work(number: int) -> None:
+                await held.begin(True)
+                await asyncio.sleep(1.0)
+                held.progressed()
+                await held.committed(StepRef(PIPELINE, number), 8)
+
+            await work(1)
+            assert held._step_seconds == 1.0
+            for number in (2, 3):
+                await work(number)
+            await asyncio.sleep(pause)
+            await work(4)
+            done = loop.time()
+            joining = asyncio.ensure_future(b.averager.synchronise(b.stage.gather([0]), 8))
+            async with circle.changed:
+                await circle.changed.wait_for(lambda: len(circle.joined) == 2)
+            assert loop.time() - done == pytest.approx(2.0, abs=0.1)
+            await joining
+
+    run_virtual(scenario(), timeout=2000.0)
 
 
 def copied(held: Held) -> LocalState:

@@ -214,5 +214,6 @@ def test_what_is_claimed_and_what_was_booked_last_is_told() -> None:
         await supply.book(2)
         assert supply.claims("ada") == (Claim(3, "ada", 8, 12, 3),)
         assert supply.booked("ada") == (Claim(1, "ada", 0, 4, 1), Claim(2, "ada", 4, 8, 2))
+        assert supply.booked("ada", 1) == (Claim(2, "ada", 4, 8, 2),)
 
     run_virtual(main())

@@ -21,6 +21,9 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+READ_AS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types whose elements are the numbers themselves; those of others are codes, which say little without scales."""
+
 
 class Checkpoint:
     """Pretrained tensors by name. Raises ModelError when they are not to be had."""
@@ -44,7 +47,7 @@ class Checkpoint:
         return name in self._where()
 
     def read(self, name: str) -> Tensor:
-        """That tensor as fp32, on the CPU."""
+        """That tensor as fp32, on the CPU; one of integers or of 8 bits is refused."""
         file = self._where().get(name)
         path = self._find(file) if file is not None else None
         if path is None:
@@ -54,6 +57,9 @@ class Checkpoint:
                 tensor: Tensor = opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read: {error}") from None
+        if tensor.dtype not in READ_AS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(f"tensor '{name}' of {path} is of {kind}: a quantised checkpoint cannot be gone on with")
         return tensor.to(torch.float32)
 
     def _where(self) -> Mapping[str, str]:

@@ -127,7 +127,7 @@ class Keeper:
     async def _write(self, manifest: Manifest, groups: Groups) -> None:
         held = manifest.checkpoint
         if self.books is not None:
-            await self.books.renew()
+            await self.books.renew(_steps(held), [_steps(other) for other in self._folders.values()])
         try:
             folder = await asyncio.to_thread(files.write, self._root, manifest, groups)
         except StateError as error:
@@ -195,6 +195,11 @@ def _find(root: Path, run: RunId) -> _Found:
         except OSError as error:
             found.faults.append(f"{folder.name}: {(error.strerror or str(error)).lower()}")
     return found
+
+
+def _steps(held: Checkpoint) -> dict[str, int]:
+    """The last step of each pipeline that is in it."""
+    return {last.pipeline: last.step for last in held.cut}
 
 
 def _round_of(folder: Path) -> int:

@@ -97,6 +97,12 @@ class Reviver:
         if choice is None or searching or not self._is_time(choice, now):
             self.reason = searching or self._why(able, missing, choice)
             return self.is_whole
+        if self.is_whole:
+            statuses = self._leases.statuses
+            away = await take_books(self._ledger, statuses, self._context, self._config.id, choice.steps)
+            if away:
+                self.reason = f"waiting: the books are to be had of {', '.join(map(short, away))}"
+                return True
         await self._begin(choice)
         return True
 
@@ -184,7 +190,6 @@ class Reviver:
         """The books first: who takes over from a client that dies now finds them at the moment that is loaded."""
         text = choice.describe()
         if self.is_whole:
-            await take_books(self._ledger, self._leases.statuses, self._context, self._config.id, choice.steps)
             freed = self._ledger.roll_back(choice.steps)
             await self._save()
             text += f"; {freed} samples are to be trained again"

@@ -42,7 +42,13 @@ class Saver:
         self._seat = seat
         self._keeper = keeper
         self._verdict = verdict  # On the last committed step.
-        self._seen = seat.averager.outer  # What was committed at the last look.
+        self._seen: OuterState | None = None  # What was committed at the last look.
+
+    async def begin(self) -> None:
+        """Look after each round, from when the seat has the numbers on that it begins with; returns then."""
+        await self._seat.arrived.wait()
+        self._seen = self._seat.averager.outer
+        self._seat.rounds.on_rest = self.look
 
     async def look(self, is_settled: bool) -> None:
         """Between two steps, with no round under way: make a checkpoint if this is one of its rounds, or if all that

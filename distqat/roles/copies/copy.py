@@ -96,6 +96,8 @@ class Layout:
             raise MessageError("the copy is of another stage, or of another optimizer")
         if len(manifest.samples) != fragments:
             raise MessageError(f"a copy of {len(manifest.samples)} fragments where {fragments} were expected")
+        if not 0.0 <= manifest.share <= 1.0:  # Nor is what is no number.
+            raise MessageError(f"a copy that says it brought {manifest.share} of a round's samples")
         for numbers in (manifest.residuals, manifest.momenta):
             if list(numbers) != sorted(set(numbers)) or not all(number < fragments for number in numbers):
                 raise MessageError(f"a copy that carries something of fragments {numbers}, of {fragments}")

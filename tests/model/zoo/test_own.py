@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from distqat.errors import ModelError
 from distqat.model import zoo
 from distqat.model.shapes import DataShape
 from distqat.model.stage import Stage
+from distqat.model.zoo import own
 from distqat.model.zoo.blocks import BlockSpec, HiddenShape
 from distqat.sections import ModelSection
 from tests.model import helpers
@@ -106,6 +109,85 @@ def test_an_entry_point_is_a_name_as_well(monkeypatch: pytest.MonkeyPatch) -> No
     assert [stage.name for stage in by_name] == ["toy/0", "toy/1"]
     with pytest.raises(ModelError, match="unknown model 'tow'"):
         chain("tow", 1)
+
+
+class Leaving(Empty):
+    """Its block ends the process."""
+
+    def blocks(self) -> list[BlockSpec]:
+        return [BlockSpec("all", lambda: sys.exit(3), 1.0, HiddenShape((1,)))]
+
+
+class Broken(Empty):
+    """Fails in ways that no model should."""
+
+    def __init__(self, data: DataShape, how: str, late: bool = False) -> None:
+        """`late`: in `blocks()`."""
+        self.how, self.late = how, late
+        if not late:
+            self._fail()
+
+    def blocks(self) -> list[BlockSpec]:
+        self._fail()
+        return []
+
+    def _fail(self) -> None:
+        if self.how == "exit":
+            sys.exit("leave")
+        if self.how == "interrupt":
+            raise KeyboardInterrupt
+        raise KeyError("no such thing")
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes a module of that text; its name."""
+
+    def write(text: str) -> str:
+        (tmp_path / "distqat_test_script.py").write_text(text)
+        return "distqat_test_script"
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "distqat_test_script", raising=False)
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys; sys.exit(3)", "'distqat_test_script' cannot be imported on this peer: SystemExit: 3"),
+        ("raise KeyError('gone')", "cannot be imported on this peer: KeyError: 'gone'"),
+        ("def", "cannot be imported on this peer: SyntaxError"),
+    ],
+)
+def test_a_module_that_fails_ends_no_daemon(script: Callable[[str], str], text: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        own.blocks(f"{script(text)}:X", {}, helpers.IMAGES)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_neither_does_a_class(late: bool) -> None:
+    for how, message in (("exit", "SystemExit: leave"), ("key", "KeyError: 'no such thing'")):
+        with pytest.raises(ModelError, match=f"{__name__}:Broken cannot be made of these .*: {message}"):
+            own.blocks(f"{__name__}:Broken", {"how": how, "late": late}, helpers.IMAGES)
+    with pytest.raises(KeyboardInterrupt):
+        own.blocks(f"{__name__}:Broken", {"how": "interrupt", "late": late}, helpers.IMAGES)
+
+
+def test_neither_does_a_block() -> None:
+    with pytest.raises(ModelError, match=f"{__name__}:Leaving: block 'all' cannot be built: SystemExit: 3"):
+        chain(f"{__name__}:Leaving", 1)
+
+
+def test_only_what_is_allowed_or_installed_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gpt", "no-such-model", TOY):
+        own.check(name, [TOY])
+    own.check(TOY, ["other:*", "tests.model.zoo.*:T*"])
+    with pytest.raises(ModelError, match=r"let daemon\.own_models hold 'tests\.model\.zoo\.toy:Toy'"):
+        own.check(TOY, ["tests.model.zoo.toy", "toy:Toy", "gpt"])
+    point = importlib.metadata.EntryPoint("toy", TOY, "distqat.models")
+    monkeypatch.setattr("distqat.model.zoo.own.entry_points", lambda group, name: [point] if name == "toy" else [])
+    own.check("toy", [])
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,8 @@ def test_options_go_before_the_pretrained_config(tmp_path: Path) -> None:
         ({"transformer.h.1.ln_2.bias": None}, "has no tensor 'transformer.h.1.ln_2.bias'"),
         ({"transformer.wpe.weight": torch.zeros(7, 16)}, r"'transformer.wpe.weight' is \(7, 16\).*has \(20, 16\)"),
         ({"lm_head.weight": torch.full((40, 16), torch.nan)}, "lm_head.weight has no first numbers"),
+        ({"lm_head.weight": torch.ones(40, 16, dtype=torch.int8)}, "tensor 'lm_head.weight' of .* is of int8"),
+        ({"lm_head.weight": torch.ones(40, 16).to(torch.float8_e4m3fn)}, "'lm_head.weight' of .* is of float8_e4m3fn"),
     ],
 )
 def test_files_that_do_not_fit(change: Mapping[str, Tensor | None], message: str, tmp_path: Path) -> None:

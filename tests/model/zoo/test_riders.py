@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distqat.model.zoo.families import riders
+from distqat.wire import codecs
 
 
 @given(
@@ -24,14 +25,25 @@ def test_lengths_come_off_as_they_were_put_on(lengths: list[int], width: int, dt
     assert alone.is_contiguous()
 
 
-@pytest.mark.parametrize("loudest", [1.0, 300.0, 1e4])
-def test_a_coarse_wire_loses_no_length(loudest: float) -> None:
-    """What eight bits for each 64 elements make of it, where the numbers beside are much larger."""
+@pytest.mark.parametrize("codec", sorted({*codecs.names()} - {"int2"}))
+@pytest.mark.parametrize("loudest", [0.0, 1e-3, 1.0, 300.0, 6e4])
+@pytest.mark.parametrize("width", [riders.BITS, 40, 64, 100, 512])
+def test_no_codec_loses_a_length(codec: str, loudest: float, width: int) -> None:
+    """Though blocks of int8 are of 256 elements, and hold frames of several samples where these are narrow."""
     lengths = torch.tensor([0, 1, 777, 65535])
-    ridden = riders.put_on(torch.full((4, 5, 64), loudest), lengths)
-    blocks = ridden.reshape(-1, 64)
-    steps = blocks.abs().amax(1, keepdim=True) / 127
-    assert riders.take_off(((blocks / steps).round() * steps).view_as(ridden))[1].tolist() == lengths.tolist()
+    sent = riders.put_on(torch.full((4, 5, width), loudest), lengths)
+    wire = codecs.find(codec)
+    received = wire.decode(wire.encode(sent), sent.dtype, tuple(sent.shape), torch.device("cpu"))
+    assert riders.take_off(received)[1].tolist() == lengths.tolist()
+
+
+@pytest.mark.parametrize("spoilt", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_none_spoil_no_length_and_are_not_hidden(spoilt: float) -> None:
+    hidden = torch.zeros(2, 3, 20)
+    hidden[0, 1, 2] = spoilt
+    alone, found = riders.take_off(riders.put_on(hidden, torch.tensor([3, 1])))
+    assert found.tolist() == [3, 1]
+    torch.testing.assert_close(alone, hidden, rtol=0, atol=0, equal_nan=True)
 
 
 def test_gradients_come_back_as_if_no_length_had_ridden() -> None:

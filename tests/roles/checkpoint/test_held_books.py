@@ -42,8 +42,8 @@ def test_the_last_ones_stay_while_the_client_is_away(tmp_path: Path) -> None:
         held = HeldBooks(tmp_path / "run" / "books.json", ask)
         await held.find()
         assert held.num_claims == 0
-        await held.renew()
-        await held.renew()
+        await held.renew({"p": 3})
+        await held.renew({"p": 3})
         assert held.num_claims == 3
         again = HeldBooks(tmp_path / "run" / "books.json", ask)
         await again.find()
@@ -64,16 +64,16 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, caplog: pytest.LogC
 
 
 class Peers:
-    """Who holds which books; None: it says so, and cannot be reached."""
+    """Who holds which books; None: it says so, and cannot be reached; or what it says instead."""
 
-    def __init__(self, **held: Ledger | None) -> None:
+    def __init__(self, **held: Ledger | str | None) -> None:
         self.held = held
         self.transport = self
 
     def statuses(self) -> dict[PeerId, PeerStatus]:
         found = {}
         for name, books in self.held.items():
-            num_claims = books.snapshot().num_claims if books is not None else 99
+            num_claims = books.snapshot().num_claims if isinstance(books, Ledger) else 99
             role = RoleStatus("mirror", "following", "", checkpoints=CheckpointStatus(books=num_claims))
             found[PeerId(name)] = PeerStatus(peer=PeerId(name), endpoint=Endpoint(name, 1), run=RUN, roles=(role,))
         return found
@@ -82,7 +82,7 @@ class Peers:
         books = self.held[to.host]
         if books is None:
             raise UnreachableError("nobody listens")
-        return BooksAnswer(books.snapshot().to_json()).encode()
+        return BooksAnswer(books if isinstance(books, str) else books.snapshot().to_json()).encode()
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,59 @@ class Peers:
 )
 def test_the_newest_that_know_the_steps_are_taken(own: int, steps: dict[str, int], committed: int) -> None:
     async def scenario() -> None:
-        peers, mine = Peers(away=None, old=ledger(4), new=ledger(6)), ledger(own)
+        strange = Ledger.restore(ledger(6).snapshot()).snapshot().to_json().replace("200", "300")
+        peers, mine = Peers(torn="{", strange=strange, old=ledger(4), new=ledger(6)), ledger(own)
         context: Any = SimpleNamespace(transport=peers.transport)
-        await take_books(mine, peers.statuses(), context, RUN, steps)
+        assert await take_books(mine, peers.statuses(), context, RUN, steps) == ()
         assert mine.committed == committed
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("own", "steps", "away", "committed"),
+    [
+        (0, {}, ("away",), 0),  # Those that are away are newer.
+        (0, {"p": 9}, ("away",), 0),
+        (0, {"p": 5}, (), 60),  # These know of all steps: what is newer is not needed.
+        (2, {"p": 9}, ("away",), 20),
+        (5, {"p": 5}, (), 50),
+    ],
+)
+def test_who_does_not_answer_is_to_be_asked_again(
+    own: int, steps: dict[str, int], away: tuple[str, ...], committed: int
+) -> None:
+    async def scenario() -> None:
+        peers, mine = Peers(away=None, new=ledger(6)), ledger(own)
+        context: Any = SimpleNamespace(transport=peers.transport)
+        assert await take_books(mine, peers.statuses(), context, RUN, steps) == away
+        assert mine.committed == committed
+
+    asyncio.run(scenario())
+
+
+def test_books_that_know_the_checkpoints_are_not_replaced_by_some_that_do_not(tmp_path: Path) -> None:
+    found = [ledger(5), ledger(0), ledger(1), ledger(7), Ledger(200)]
+    answers = [books.snapshot() for books in found]
+
+    async def ask() -> LedgerSnapshot | None:
+        return answers.pop(0)
+
+    async def scenario() -> None:
+        held = HeldBooks(tmp_path / "books.json", ask)
+        checkpoints = [{"p": 2}, {"p": 4}]
+        await held.renew({"p": 5})
+        for _ in range(2):
+            # A client that began at 0 beside a run that goes on.
+            await held.renew({"p": 6}, checkpoints)
+            assert held.newest == found[0].snapshot()
+        await held.renew({"p": 7}, checkpoints)
+        assert held.newest == found[3].snapshot()
+        # Nothing that lies here is known to either.
+        await held.renew({"q": 9}, [{"q": 8}])
+        assert held.newest == found[4].snapshot()
+        again = HeldBooks(tmp_path / "books.json", ask)
+        await again.find()
+        assert again.newest == held.newest
 
     asyncio.run(scenario())

@@ -9,9 +9,11 @@ from typing import Any
 
 from distqat import config
 from distqat.data.ledger import Ledger
+from distqat.data.messages import BooksAnswer
 from distqat.errors import UnreachableError
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex, StepRef
 from distqat.model.agreement import LossScale, Verdict
+from distqat.roles.checkpoint.held_books import HELD_BOOKS
 from distqat.roles.checkpoint.messages import LoadReply, LoadRequest
 from distqat.roles.checkpoint.revival import LOOK_THROUGH_SECONDS, Reviver
 from distqat.roles.checkpoint.words import Checkpoint, CheckpointStatus, Load
@@ -53,6 +55,8 @@ class World:
     async def call(self, endpoint: Endpoint, method: object, request: bytes, deadline: object) -> bytes:
         if endpoint.host in self.silent:
             raise UnreachableError("it is not there")
+        if method == HELD_BOOKS:
+            return BooksAnswer(self.ledger.snapshot().to_json()).encode()
         asked = LoadRequest.decode(request)
         assert asked.run == RUN.id
         self.orders.append((endpoint.host, asked.stage, asked.load))
@@ -86,6 +90,27 @@ class World:
             if (facts := status.roles[0].expert) is not None and facts.seated
         ]
         return View(2, tuple(experts), (PeerId("tina"),))
+
+
+def test_books_that_somebody_has_are_waited_for_before_anything_is_loaded() -> None:
+    async def scenario() -> None:
+        world = World()
+        mine = world.reviver._ledger = Ledger(1000)
+        world.add("alice", held(0, 4))
+        world.add("bob", held(1, 4))
+        status = world.statuses[PeerId("bob")]
+        found = CheckpointStatus((held(1, 4),), books=100)
+        world.statuses[PeerId("bob")] = replace(status, roles=(replace(status.roles[0], checkpoints=found),))
+        world.silent = {"bob"}
+        assert await world.act(20.0)
+        assert world.reviver.reason == "waiting: the books are to be had of bob"
+        assert (world.saved, world.orders, mine.is_new) == ([], [], True)
+        world.silent = set()
+        assert await world.act(1.0)
+        assert mine.committed == 400
+        assert {name for name, _, _ in world.orders} == {"alice", "bob"}
+
+    run_virtual(scenario())
 
 
 def test_the_books_go_back_before_the_holders_are_told_and_the_pipeline_goes_on() -> None:

@@ -16,7 +16,7 @@ from distqat.averaging.outer import OuterState, Part
 from distqat.averaging.spans import Shape
 from distqat.config import load
 from distqat.errors import StateError
-from distqat.ids import Endpoint, PeerId, PipelineId, RunId, StageIndex
+from distqat.ids import Endpoint, PeerId, PipelineId, RunId, StageIndex, StepRef
 from distqat.model.local import LocalState
 from distqat.pipeline.words import AS_IT_IS
 from distqat.roles.checkpoint.archive import Stock
@@ -25,6 +25,7 @@ from distqat.roles.checkpoint.keeper import Groups
 from distqat.roles.checkpoint.saver import LOCAL, OUTER, Loader, Saver, checkpoint_of, fresh, tensors_of
 from distqat.roles.checkpoint.words import Checkpoint, Load
 from distqat.roles.copies.copy import Copy
+from tests.support import run_virtual
 
 SHAPES = (Shape(3, 3),)
 STAGE = StageIndex(0)
@@ -155,3 +156,42 @@ def test_a_mirror_gives_the_checkpoint_that_is_asked_for_of_two_with_the_same_ro
         assert stock.outer is followed
 
     asyncio.run(scenario())
+
+
+def test_what_an_heir_is_handed_over_is_no_reason_for_a_checkpoint() -> None:
+    """It comes after the seat was taken; what counts is how far later rounds are from it."""
+
+    async def scenario() -> None:
+        def committed(number: int) -> OuterState:
+            return OuterState.of(state(1.0).parts, number, (), (StepRef(PipelineId("p"), number),))
+
+        averager: Any = SimpleNamespace(outer=None)
+        seat: Any = SimpleNamespace(
+            stage=SimpleNamespace(index=STAGE),
+            averager=averager,
+            arrived=asyncio.Event(),
+            rounds=SimpleNamespace(on_rest=None),
+        )
+        asked: list[int] = []
+
+        def is_busy(stage: int) -> bool:
+            asked.append(averager.outer.round)
+            return True
+
+        config = load().run_config()
+        every = config.checkpoint.model_copy(update={"steps": 100})
+        keeper = SimpleNamespace(is_busy=is_busy)
+        parts: list[Any] = [config.model_copy(update={"checkpoint": every}), "me", seat, keeper, lambda: AS_IT_IS]
+        saver = Saver(*parts)
+        beginning = asyncio.ensure_future(saver.begin())
+        await asyncio.sleep(1.0)
+        averager.outer = committed(150)
+        seat.arrived.set()
+        await beginning
+        assert seat.rounds.on_rest == saver.look
+        for number in (151, 199, 200, 201):
+            averager.outer = committed(number)
+            await saver.look(False)
+        assert asked == [200]
+
+    run_virtual(scenario())

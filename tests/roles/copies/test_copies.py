@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -168,7 +169,12 @@ CARRIED = {"fragment": (len(SHAPES),), "twice": (0, 0), "missing": (0,)}
 """Residuals that a copy claims, and does not have."""
 
 
-@pytest.mark.parametrize("fault", ["payload", "total", "hash", "samples", "silent", "fragment", "twice", "missing"])
+SHARES = {"no number": math.nan, "negative": -0.1, "more than all": 1.1}
+
+
+@pytest.mark.parametrize(
+    "fault", ["payload", "total", "hash", "samples", "silent", "fragment", "twice", "missing", *SHARES]
+)
 def test_garbage_is_refused(fault: str) -> None:
     async def spoil(data: bytes) -> bytes:
         header, payload = messages.unframe(data)
@@ -183,6 +189,8 @@ def test_garbage_is_refused(fault: str) -> None:
             header = replace(header, copy=replace(header.copy, samples=(1,)))
         if fault in CARRIED and header.copy is not None:
             header = replace(header, copy=replace(header.copy, residuals=CARRIED[fault]))
+        if fault in SHARES and header.copy is not None:
+            header = replace(header, copy=replace(header.copy, share=SHARES[fault]))
         if fault == "silent":
             header = CopyHeader(None, header.chunk, header.hash)
         return messages.frame(header, payload)

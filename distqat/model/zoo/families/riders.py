@@ -1,6 +1,7 @@
 """Lengths that ride along with a hidden tensor, as one more frame, since one tensor passes between two blocks.
 
-Each bit of a length is written as 1 or -1 into a stretch of that frame, so that no rounding on the wire can lose it.
+Each bit of a length is the sign of a stretch of that frame, whose elements are as large as the largest of the tensor: a
+codec may give them a block with any others, and rounds none of them to zero.
 
 Shapes: B samples, T frames, C width.
 """
@@ -21,13 +22,15 @@ def put_on(hidden_BTC: Tensor, lengths_B: Tensor) -> Tensor:
     if hidden_BTC.requires_grad:
         hidden_BTC.register_hook(boundary.canonical)  # type: ignore[no-untyped-call]
     bits = (lengths_B.unsqueeze(1) >> torch.arange(BITS, device=hidden_BTC.device)) & 1
-    frame_BC = (2 * bits - 1)[:, _stretches(hidden_BTC)].to(hidden_BTC.dtype)
-    return torch.cat([hidden_BTC, frame_BC.unsqueeze(1)], dim=1)
+    signs_BC = (2 * bits - 1)[:, _stretches(hidden_BTC)].to(hidden_BTC.dtype)
+    # Numbers that are none stay in their own frames.
+    loudest = hidden_BTC.detach().abs().amax().nan_to_num(1.0, posinf=1.0).clamp(min=1.0)
+    return torch.cat([hidden_BTC, (signs_BC * loudest).unsqueeze(1)], dim=1)
 
 
 def take_off(ridden_BTC: Tensor) -> tuple[Tensor, Tensor]:
     """What `put_on` was given."""
-    frame_BC = ridden_BTC[:, -1].detach().float()
+    frame_BC = ridden_BTC[:, -1].detach().sign().float()
     sums = torch.zeros(len(frame_BC), BITS, device=frame_BC.device)
     bits = sums.index_add(1, _stretches(ridden_BTC), frame_BC) > 0
     lengths_B = (bits.long() << torch.arange(BITS, device=frame_BC.device)).sum(1)
