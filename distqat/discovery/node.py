@@ -39,9 +39,6 @@ MAX_CHORES = 256
 REPAIR_PAUSE = 5.0
 """Seconds before the same node is given records under the same key again."""
 
-SAVE_PAUSE = 5.0
-"""Seconds between two looks at whether known peers have to be saved."""
-
 REPAIR_LEAST = 1.0
 """Seconds that a record must have left to be worth a repair."""
 
@@ -209,17 +206,14 @@ class DhtNode:
         self._running.append(self._group.create_task(supervise(name, work, backoff), name=name))
 
     async def _keep_house(self) -> None:
-        """Bury dead records every second; save known peers now and then."""
+        """Every second: bury dead records, and save known peers if there are others; who is killed soon needs them."""
         loop = asyncio.get_running_loop()
-        saved = loop.time()
         while True:
             await asyncio.sleep(1.0)
             for key in self._store.expire(loop.time()):
                 self._tell(key)
             self._repaired = {pair: until for pair, until in self._repaired.items() if until > loop.time()}
-            if loop.time() - saved > SAVE_PAUSE:
-                self._protocol.known.save()
-                saved = loop.time()
+            self._protocol.known.save()
 
     def _keep(self, record: SignedRecord) -> None:
         """Into the store; raises RecordError."""
