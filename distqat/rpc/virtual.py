@@ -8,10 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+DIGITS = 9
+"""Of a second, behind the point: virtual time is whole nanoseconds."""
 
 
 class DeadlockError(RuntimeError):
@@ -20,6 +24,9 @@ class DeadlockError(RuntimeError):
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock starts at 0 and jumps to the next timer when nothing else is ready.
+
+    Time is whole nanoseconds, and no timer is early. asyncio takes one that is due within the resolution of its clock as
+    due now. A real clock moves on all the same; here two tasks that wait for one moment would wake each other for ever.
 
     The clock stands still while a job of an executor runs, and within `hold()`: work in threads takes no virtual time.
     Without a timer it waits for sockets and threads like any other loop; if there are none either, it raises
@@ -30,6 +37,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._now = 0.0  # Virtual seconds since the loop was made.
         self._held = 0  # Jobs in threads that the clock waits for.
         super().__init__(_JumpingSelector(self._wait))
+        self._clock_resolution = 0.5 * 10.0**-DIGITS
 
     def __repr__(self) -> str:
         return f"<VirtualTimeLoop {self._now:.6f} s>"
@@ -38,9 +46,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Virtual seconds."""
         return self._now
 
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As in any loop, at the first whole nanosecond that is not before."""
+        return super().call_at(_not_before(when), callback, *args, context=context)
+
     def stand_still(self, seconds: float) -> None:
         """Time goes by and nothing runs, as in a process that is stopped for a while."""
-        self._now += seconds
+        self._now = round(self._now + seconds, DIGITS)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -75,8 +89,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
                     return 0.0
                 raise DeadlockError(f"every task waits at {self._now:.6f} s, and nothing is left to wake one")
             return None
-        self._now += max(0.0, timeout)
+        self._now = round(self._now + max(0.0, timeout), DIGITS)
         return 0.0
+
+
+def _not_before(when: float) -> float:
+    rounded = round(when, DIGITS)
+    return rounded if rounded >= when else round(rounded + 10.0**-DIGITS, DIGITS)
 
 
 class _JumpingSelector(selectors.DefaultSelector):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -115,3 +116,27 @@ def test_repr_shows_the_time() -> None:
         assert repr(asyncio.get_running_loop()) == "<VirtualTimeLoop 1.500000 s>"
 
     run_virtual(main())
+
+
+def test_those_who_wait_for_one_moment_do_not_wake_each_other_before_it() -> None:
+    """A timer may be early by the resolution of the clock, as asyncio sees it; who looks then waits again."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        moment = 10.0
+
+        async def wait(delay: float) -> None:
+            await asyncio.sleep(delay)
+            looks = 0
+            while loop.time() < moment:
+                looks += 1
+                assert looks < 10, f"the clock stands at {loop.time()!r}"
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(moment):
+                        await asyncio.Event().wait()
+
+        # Not quite ten seconds, as it comes of adding; the second one is a turn of the loop later.
+        await asyncio.sleep(moment - 2e-14)
+        await asyncio.gather(wait(0), wait(1e-15))
+
+    run_virtual(main(), timeout=20.0)
