@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,11 +70,10 @@ async def stop_daemons(daemons: Sequence[Daemon], seconds: float) -> None:
     for process in running:
         process.send_signal(signal.SIGTERM)
     try:
-        async with asyncio.timeout(seconds):
-            for process in running:
-                await asyncio.to_thread(process.wait)
-    except TimeoutError:
-        pass
+        with suppress(TimeoutError):  # Those who have not left by then are killed.
+            async with asyncio.timeout(seconds):
+                for process in running:
+                    await asyncio.to_thread(process.wait)
     finally:
         # Also if somebody does not want to wait: they are in sessions of their own, and no Ctrl-C reaches them.
         for process in running:

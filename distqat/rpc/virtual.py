@@ -25,7 +25,7 @@ class DeadlockError(RuntimeError):
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock starts at 0 and jumps to the next timer when nothing else is ready.
 
-    Time is whole nanoseconds, and no timer is early. asyncio takes one that is due within the resolution of its clock as
+    Time is whole nanoseconds, and no timer is early. To asyncio one that is due within the resolution of its clock is
     due now. A real clock moves on all the same; here two tasks that wait for one moment would wake each other for ever.
 
     The clock stands still while a job of an executor runs, and within `hold()`: work in threads takes no virtual time.

@@ -21,9 +21,12 @@ from distqat.averaging.contribution import Average, Contribution
 from distqat.averaging.exchange import Exchange
 from distqat.averaging.group import Group, Member, Rates
 from distqat.averaging.messages import SliceHeader
+from distqat.averaging.outer import Source, Step
 from distqat.averaging.owner import Owner
+from distqat.averaging.spans import Span
 from distqat.averaging.waits import LEAST_RATE
 from distqat.ids import PeerId
+from distqat.model.state import BLOCK_BYTES
 from distqat.rpc.local import Network
 from distqat.rpc.pacing import Pacer
 from distqat.rpc.transport import Stream
@@ -102,6 +105,29 @@ def test_who_takes_averaged_chunks_late_gets_them_made_again(seed: int, monkeypa
             return bytes((await group.average("int8", commit=False)).payload)
 
     assert run_virtual(scenario()) == run_virtual(_in_order())
+
+
+@pytest.mark.parametrize("codec", ["none", "int8"])
+def test_the_outer_step_is_taken_while_the_average_comes_where_there_is_room(
+    codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `none` what travels is as long as the next state."""
+    monkeypatch.setattr(attempts, "CHUNK_BYTES", 1 << 16)
+    blocks: list[int] = []
+    work_out = Step._work_out
+
+    def noted(step: Step, source: Source, block: Span) -> None:
+        blocks.append(block.begin)
+        work_out(step, source, block)
+
+    monkeypatch.setattr(Step, "_work_out", noted)
+
+    async def scenario() -> None:
+        async with siblings(2, elements=2 * BLOCK_BYTES // torch.float32.itemsize + 1000) as group:
+            await group.exchange(group.group(codec))
+            assert bool(blocks) is (codec == "int8")
+
+    run_virtual(scenario())
 
 
 async def _in_order() -> bytes:

@@ -11,6 +11,7 @@ import importlib
 import os
 import socket
 import sys
+from contextlib import suppress
 
 from distqat.cli import distqatd
 from distqat.cli.nursery.kernel import die_with_parent, num_threads
@@ -37,7 +38,7 @@ def main() -> None:
 
 def tend(control: socket.socket) -> bool:
     """Fork for each order; True in a child, which is then what was ordered; False when nobody orders any more."""
-    try:
+    with suppress(ConnectionError):  # Whoever ordered is gone.
         send_answer(control, Ready(num_threads()))
         while (received := receive_order(control)) is not None:
             order, files = received
@@ -49,8 +50,6 @@ def tend(control: socket.socket) -> bool:
             finally:
                 close_all(files)
             send_answer(control, born)
-    except ConnectionError:
-        pass
     return False
 
 
