@@ -112,24 +112,11 @@ def _with_numbers(spec: BlockSpec, seed: int, model: str, index: int) -> nn.Modu
             return _foreign(spec, f"{model} block {index}")
     with torch.device("meta"):
         block = spec.make()
-    _make_room(block)
+    block = block.to_empty(device="cpu")
     numbers = rng.generator(seed, "initial", model, index)
     for name, module in block.named_modules():
         _initialise(module, f"{model} block {index} {name}", numbers)
     return block
-
-
-def _make_room(block: nn.Module) -> None:
-    """Tensors on the CPU for those on the meta device, with whatever numbers.
-
-    `Module.to_empty` does so too, but asks how each lies in memory, for which torch imports an algebra system.
-    """
-    for module in block.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            room = torch.empty(parameter.shape, dtype=parameter.dtype)
-            setattr(module, name, nn.Parameter(room, parameter.requires_grad))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 @torch.no_grad()
@@ -139,7 +126,7 @@ def _foreign(spec: BlockSpec, where: str) -> nn.Module:
         return spec.make()
     with torch.device("meta"):
         block = spec.make()
-    _make_room(block)
+    block = block.to_empty(device="cpu")
     for parameter in block.parameters():
         parameter.fill_(torch.nan)
     spec.initialise(block)
