@@ -27,7 +27,7 @@ from distqat.averaging.group import Contact, Group, Invite, Invited, Join
 from distqat.averaging.kept import Kept
 from distqat.averaging.lobby import Lobby
 from distqat.averaging.outer import OuterState
-from distqat.averaging.round import ALWAYS, Round
+from distqat.averaging.round import Round, is_for_resting
 from distqat.averaging.way import State
 from distqat.errors import DistqatError, RoundError
 from distqat.ids import PeerId, short
@@ -127,7 +127,7 @@ class Pursuit:
         stood, self._seen = now - self._seen, now
         if self._effort is None or self._ended is not None or stood < STANDSTILL:
             return
-        if type(self._events[-1]) not in ALWAYS:
+        if not is_for_resting(self._events[-1]):
             self._events.pop()  # It is about what ends now.
         self._events.appendleft(events.StoodStill(stood))
         if self._busy is not None and self._busy is not asyncio.current_task():

@@ -147,6 +147,12 @@ TABLE: Mapping[State, Mapping[type, Handler | str]] = {
 }
 """A sentence instead of a handler: why that cannot happen."""
 
+
+def is_for_resting(event: events.Event) -> bool:
+    """Whether a sibling that wants no round can make something of it."""
+    return not isinstance(TABLE[State.RESTING][type(event)], str)
+
+
 DOING: Mapping[State, Callable[[Way], str]] = {
     State.RESTING: lambda way: "resting",
     State.FORMING: lambda way: f"waiting for {names(way.missing) or 'nobody'} to join",

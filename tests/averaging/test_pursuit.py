@@ -13,6 +13,7 @@ from distqat.averaging import messages, rendezvous
 from distqat.averaging.averager import Averager
 from distqat.averaging.events import Averaged, Broken
 from distqat.averaging.group import Join
+from distqat.averaging.outer import OuterState
 from distqat.errors import DistqatError, RefusedError, RoundError, TensorError
 from distqat.ids import PeerId
 from distqat.rpc.local import Network
@@ -146,6 +147,27 @@ def test_who_has_stood_still_decides_nothing_by_the_time_that_went_by() -> None:
             await synchronise(alice, bob)
             assert {node.sibling.round for node in nodes.values()} == {2}
             assert len(digests([alice, bob])) == 1
+
+    run_virtual(scenario())
+
+
+def test_what_is_committed_by_who_has_stood_still_is_not_forgotten() -> None:
+    """Its state moves in the very moment in which it notices."""
+
+    async def scenario() -> None:
+        network = Network(delay=0.005)
+        async with founded(["alice", "bob"], DILOCO, network) as (swarm, nodes):
+            await synchronise(*nodes)
+            first, loop = swarm.nodes[FIRST], asyncio.get_running_loop()
+            assert isinstance(loop, VirtualTimeLoop)
+            network.partition({FIRST}, {SECOND})
+            trying = asyncio.ensure_future(first.averager.synchronise(first.anchor + 1.0, 1))
+            await asyncio.sleep(0.1)
+            loop.stand_still(10.0)
+            pursuit, before = first.averager.pursuit, first.averager.pursuit.outer
+            pursuit.committed.adopt(OuterState.of(before.parts, before.round + 1, before.members, before.cut))
+            assert (await trying).state.round == before.round + 1
+            assert pursuit.round.round.number == pursuit.outer.round == before.round + 1
 
     run_virtual(scenario())
 
