@@ -127,7 +127,13 @@ async def _measure(size: Size, machines: Sequence[Machine], plan: Plan) -> Found
         if size.elements == min((one.elements for one in plan.sizes), default=0):
             found.forming = await _forming(group, plan.runs)
         for codec in plan.codecs:
-            await _of_codec(size, codec, group, hivemind, plan, found)
+            try:
+                await _of_codec(size, codec, group, hivemind, plan, found)
+            except PeerError as error:
+                # It hangs now and then, and answers nothing any more; ours are measured without it.
+                log.warning("%s, %s: hivemind is left out from here on: %s", size, codec, error)
+                hivemind = None
+                await _of_codec(size, codec, group, None, plan, found)
     if has_peers and not is_together:
         log.warning("%s: hivemind is measured after ours; they do not fit into memory together", size)
         await _alone(size, machines, plan, found)
@@ -167,14 +173,17 @@ async def _of_codec(
 
 async def _alone(size: Size, machines: Sequence[Machine], plan: Plan, found: Found) -> None:
     """hivemind when ours are gone."""
-    async with AsyncExitStack() as stack:
-        hivemind = await enter_if_possible(stack, open_averagers(machines))
-        if hivemind is None:
-            return
-        for name in plan.compressions:
-            await hivemind.prepare(size.elements, [name])
-            (found.hivemind[name],) = await interleave(plan.runs, partial(hivemind.round, name))
-            found.hivemind_errors[name] = await hivemind.error(name)
+    for name in plan.compressions:
+        async with AsyncExitStack() as stack:
+            hivemind = await enter_if_possible(stack, open_averagers(machines))
+            if hivemind is None:
+                return
+            try:
+                await hivemind.prepare(size.elements, [name])
+                (found.hivemind[name],) = await interleave(plan.runs, partial(hivemind.round, name))
+                found.hivemind_errors[name] = await hivemind.error(name)
+            except PeerError as error:
+                log.warning("%s: hivemind with %s is left out: %s", size, name, error)
 
 
 async def _over_slow_links(plan: Plan) -> AsyncIterator[Line]:

@@ -33,6 +33,7 @@ class Played:
             monkeypatch.setattr(module, "open_group", self.open_group)
             monkeypatch.setattr(module, "open_averagers", self.open_averagers)
         self.is_there = True  # hivemind can be had.
+        self.hangs_at = ""  # A compression at which it answers no more.
 
     @asynccontextmanager
     async def open_group(self, machines: Sequence[Machine]) -> AsyncIterator[PlayedGroup]:
@@ -45,7 +46,7 @@ class Played:
         if not self.is_there:
             raise PeerError("no package index")
         self.asked.append("open hivemind")
-        yield PlayedAveragers(self.asked)
+        yield PlayedAveragers(self.asked, self.hangs_at)
 
 
 class PlayedGroup:
@@ -80,14 +81,17 @@ class PlayedGroup:
 
 
 class PlayedAveragers:
-    def __init__(self, asked: list[str]) -> None:
+    def __init__(self, asked: list[str], hangs_at: str) -> None:
         self.asked = asked
+        self.hangs_at = hangs_at
 
     async def prepare(self, elements: int, compressions: Sequence[str]) -> None:
         self.asked.append(f"prepare {' '.join(compressions)}")
 
     async def round(self, compression: str, is_watched: bool = False) -> Run:
         self.asked.append(compression)
+        if compression == self.hangs_at:
+            raise PeerError("no answer within 180 s")
         return Run(3.0, 2.0, 900, True, 2, formed=1.0 if is_watched else None)
 
     async def error(self, compression: str) -> float:
@@ -146,6 +150,21 @@ def test_without_hivemind_ours_and_gloo_are_measured(played: Played, caplog: pyt
     assert not found.hivemind
     assert len(found.ours["int8"]) == 2
     assert "left out: no package index" in caplog.text
+
+
+@pytest.mark.parametrize("is_together", [True, False])
+def test_where_hivemind_hangs_the_rest_is_measured_without_it(
+    played: Played, is_together: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    played.hangs_at = "NONE" if not is_together else "UNIFORM_8BIT"
+    if not is_together:
+        free = float(psutil.virtual_memory().available)
+        monkeypatch.setattr(round, "need", lambda size: (0.7 * free, 0.7 * free))
+    found = measure()
+    assert [len(found.ours[codec]) for codec in ("none", "int8")] == [2, 2]
+    assert len(found.gloo["int8"]) == 2
+    assert set(found.hivemind) == {"NONE", "UNIFORM_8BIT"} - {played.hangs_at}
+    assert "no answer within 180 s" in caplog.text
 
 
 def killed_lines(kills: int) -> dict[str, Line]:
