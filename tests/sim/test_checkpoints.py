@@ -68,9 +68,10 @@ OVERLAPPING = {
     "eager all the time": ("sync.overlap=4", "sync.eager=true"),
 }
 """How rounds go: of four steps, with so many beside them."""
+RARER = ("overlapping", "eager all the time")
 
 
-@pytest.mark.parametrize("how", OVERLAPPING)
+@pytest.mark.parametrize("how", ["blocking", "eager", *(pytest.param(how, marks=pytest.mark.soak) for how in RARER)])
 def test_one_pipeline_goes_on_bit_for_bit(tmp_path: Path, how: str) -> None:
     settings = (*EXACT, *OVERLAPPING[how])
 
@@ -131,7 +132,7 @@ def rounds(status: SwarmStatus) -> dict[int, set[int]]:
     return found
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [pytest.param(2, 2, marks=pytest.mark.soak), (2, 1), (1, 2)])
 def test_the_run_goes_on_with_as_many_pipelines_as_there_are(tmp_path: Path, before: int, after: int) -> None:
     async def scenario() -> None:
         async with open_world(tmp_path, *MANY) as world:

@@ -79,7 +79,7 @@ def fail_some(monkeypatch: pytest.MonkeyPatch) -> None:
 SETTINGS = ("sync.codec=none", "checkpoint.steps=8", "data.adaptive=false")
 
 
-@pytest.mark.parametrize("overlap", [0, 2])
+@pytest.mark.parametrize("overlap", [2, pytest.param(0, marks=pytest.mark.soak)])
 def test_stages_come_to_rounds_and_to_checkpoints_at_the_same_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: int
 ) -> None:

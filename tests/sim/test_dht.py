@@ -169,7 +169,7 @@ async def churn(swarm: Swarm, random: Random, num_dead: int, num_new: int) -> No
         await asyncio.sleep(5 / num_dead)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 6))])
 def test_64_nodes_with_churn_and_loss_agree_with_the_oracle(seed: int) -> None:
     """20 % of the nodes are replaced, 10 % of all messages lost; live records are found, dead ones gone in time."""
 

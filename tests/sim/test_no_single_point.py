@@ -46,12 +46,12 @@ def bereave_all(folder: Path, seed: int, stages: int, monkeypatch: pytest.Monkey
     run_virtual(scenario(), debug=False)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(1))
 def test_each_is_lost_once(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bereave_all(tmp_path, seed, 1, monkeypatch)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(2, 200))
+@pytest.mark.parametrize("seed", range(1, 200))
 def test_soak_of_losses(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bereave_all(tmp_path, seed, 1 + seed % 2, monkeypatch)

@@ -60,11 +60,13 @@ def bear(order: Order) -> Born | None:
     middle = os.fork()
     if middle == 0:
         _orphan(tell)
-        close_all((tell, told, open_gate))
+        close_all((told, open_gate))
         # It is adopted when the gate opens; if the gate is lost, so is whoever would know of it.
         if not os.read(gate, 1) or not die_with_parent(order.parent):
             os._exit(1)
-        os.close(gate)
+        # Nobody hears of it before it dies with its parent, whoever stops it then.
+        os.write(tell, b"!")
+        close_all((tell, gate))
         return None
     close_all((tell, gate))
     try:
@@ -73,6 +75,8 @@ def bear(order: Order) -> Born | None:
         if not text:
             return Born(0, "a process could not be forked")
         os.write(open_gate, b"!")
+        if not os.read(told, 1):
+            return Born(0, "a forked process has found another parent")
         return Born(int(text))
     finally:
         close_all((told, open_gate))
