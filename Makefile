@@ -33,10 +33,10 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-# Side by side, a little more than there are cores: much of it waits. Real daemons want more of the cores for themselves.
+# Side by side, a little more than there are cores: much of it waits. Real daemons want the cores for themselves.
 test: install
 	$(BIN)/pytest -m 'not soak and not e2e' --numprocesses 3 --dist worksteal
-	$(BIN)/pytest -m 'e2e and not soak' --numprocesses 2 --dist worksteal
+	$(BIN)/pytest -m 'e2e and not soak'
 
 sim: install
 	$(BIN)/pytest -m sim

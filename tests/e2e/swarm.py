@@ -25,7 +25,7 @@ from distqat.cli.nursery.process import Birth, Executing, Starter
 T = TypeVar("T")
 Status = dict[str, Any]
 
-PATIENCE = 60.0
+PATIENCE = 100.0
 """Seconds for a condition to come true; torch takes its time to start on two busy cores."""
 
 ASK_SECONDS = 30.0

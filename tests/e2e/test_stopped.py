@@ -64,7 +64,7 @@ def test_a_stopped_expert_is_found_by_its_lease_and_has_no_say_when_it_is_back(t
         digests.look(without)
         further = swarm.wait_status(
             head,
-            lambda s: min(e["round"] for p, e in seated(s).items() if p != victim) > rounds(without) + 1,
+            lambda s: min((e["round"] for p, e in seated(s).items() if p != victim), default=0) > rounds(without) + 1,
             "rounds without it",
         )
         digests.look(further)
