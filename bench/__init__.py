@@ -14,6 +14,7 @@
     pipeline  models in two and three stages beside one process and beside hivemind; heavy: bytes of a large one
     links     the same over slow links
     curve     what rounding on the wire costs in learning
+    boundary  what boundaries cost that are trained to be sent in few bits
     newcomer  what a newcomer's cold optimizer costs
     failover  what the loss of an expert costs: recovery, regroup, restored
     overhead  what staying alive costs while nothing fails

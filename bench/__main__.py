@@ -29,6 +29,8 @@ NAMES = (
     "diloco",
     "ramp",
     "quant",
+    "data",
+    "boundary",
 )
 
 KEEPING = ("diloco", "ramp")

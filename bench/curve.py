@@ -136,4 +136,4 @@ async def open_learner(codec: str) -> AsyncIterator[Learner]:
     """On one thread."""
     torch.set_num_threads(1)
     config = load(CONFIG).run_config()
-    yield Learner(config, await asyncio.to_thread(open_source, config.data), codec)
+    yield Learner(config, await asyncio.to_thread(open_source, config), codec)

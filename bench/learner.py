@@ -82,4 +82,4 @@ class Learner:
 @asynccontextmanager
 async def open_learner(data: Arm) -> AsyncIterator[Learner]:
     """With the data of that arm."""
-    yield Learner(await asyncio.to_thread(open_source, data.config(0).data))
+    yield Learner(await asyncio.to_thread(open_source, data.config(0)))

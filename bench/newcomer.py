@@ -241,4 +241,4 @@ def _fill(stage: Stage, state: Mapping[str, Tensor]) -> None:
 async def open_course() -> AsyncIterator[Course]:
     """On one thread."""
     torch.set_num_threads(1)
-    yield Course(await asyncio.to_thread(partial(open_source, _config(0).data)))
+    yield Course(await asyncio.to_thread(partial(open_source, _config(0))))

@@ -47,10 +47,6 @@ FORMS: Mapping[str, dict[str, Any]] = {
     EXACT: {},
     "lsq w8a8": _quant("lsq", 8),
     "lsq w4a4": _quant("lsq", 4),
-    "lsq w2a2": _quant("lsq", 2),
-    "lsq+ w4a4": _quant("lsq+", 4),
-    "minmax w4a4": _quant("minmax", 4),
-    "percentile w4a4": _quant("percentile", 4),
 }
 GOALS = {"lsq w8a8": Goal("value", 0.5), "lsq w4a4": Goal("value", 2.0)}
 
@@ -151,4 +147,4 @@ async def open_learner() -> AsyncIterator[Learner]:
     """On one thread."""
     torch.set_num_threads(1)
     config = load(CONFIG).run_config()
-    yield Learner(config, await asyncio.to_thread(open_source, config.data))
+    yield Learner(config, await asyncio.to_thread(open_source, config))

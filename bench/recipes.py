@@ -15,8 +15,9 @@ from distqat.model import zoo
 from distqat.model.build import build_stage, build_whole, plan_stages
 from distqat.model.shapes import DataShape
 from distqat.model.stage import Stage
-from distqat.sections import CodecName, DataSection, ModelSection, RunSection, WireSection
+from distqat.sections import CodecName, DataSection, ModelSection, RunSection
 from distqat.wire import codecs
+from distqat.wire_sections import WireSection
 
 Tensors = dict[str, torch.Tensor]
 

@@ -293,4 +293,4 @@ class Swarm:
 async def open_course(source: str) -> AsyncIterator[Course]:
     """On one thread."""
     torch.set_num_threads(1)
-    yield Course(await asyncio.to_thread(partial(open_source, config(source, 0).data)))
+    yield Course(await asyncio.to_thread(partial(open_source, config(source, 0))))

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from distqat import settings_file
+from distqat.data_sections import DatasetSection
 from distqat.errors import ConfigError
 from distqat.ids import RunId
 from distqat.quant_sections import QuantSection
@@ -34,8 +35,8 @@ from distqat.sections import (
     RunSection,
     SyncSection,
     TrainSection,
-    WireSection,
 )
+from distqat.wire_sections import LearnedChange, LearnedCodes, WireSection
 
 ENV_PREFIX = "DISTQAT_"
 
@@ -46,6 +47,7 @@ class _RunSections(BaseModel):
     run: RunSection = Field(default_factory=RunSection)
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection = Field(default_factory=DataSection)
+    dataset: DatasetSection = Field(default_factory=DatasetSection)
     quant: QuantSection = Field(default_factory=QuantSection)
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     sync: SyncSection = Field(default_factory=SyncSection)
@@ -55,6 +57,13 @@ class _RunSections(BaseModel):
     plan: PlanSection = Field(default_factory=PlanSection)
     lease: LeaseSection = Field(default_factory=LeaseSection)
     wire: WireSection = Field(default_factory=WireSection)
+
+    @model_validator(mode="after")
+    def _data_are_named(self) -> Self:
+        missing = self.dataset.missing() if self.data.source == "datasets" else ""
+        if missing:
+            raise ValueError(f"data.source is datasets: {missing}")
+        return self
 
     @model_validator(mode="after")
     def _waits_nest(self) -> Self:
@@ -73,6 +82,26 @@ class _RunSections(BaseModel):
                 f"quant.method {self.quant.method} takes the first steps of activations from data, which only a round "
                 "of the warm-up can average; let sync.warmup_steps be at least 1, or quant.activations.bits be 0"
             )
+        if self.wire.can_learn and not self.sync.warmup_steps:
+            raise ValueError(
+                "wire: codec learned takes its first steps from data, which only a round of the warm-up can average; "
+                "let sync.warmup_steps be at least 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learned_codes_have_a_boundary(self) -> Self:
+        """Settings of codes that no stage sends would do nothing."""
+        senders = [f"{self.model.name}/{index}" for index in range(self.model.stages - 1)]
+        learned = [name for name in senders if self.wire.learned_of(name) is not None]
+        if self.wire.activations == "learned" and not senders:
+            raise ValueError("wire.activations is learned, but a model of one stage sends none (model.stages)")
+        if self.wire.learned != LearnedCodes() and not learned:
+            raise ValueError("wire.learned is for activations with codec learned, and no stage sends such")
+        for override in self.wire.overrides:
+            is_used = any(fnmatchcase(name, override.stages) for name in learned)
+            if override.learned != LearnedChange() and not is_used:
+                raise ValueError(f"wire.overrides: no stage of '{override.stages}' sends activations as learned")
         return self
 
     @model_validator(mode="after")

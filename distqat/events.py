@@ -56,6 +56,7 @@ class Kind(StrEnum):
     DISSOLVED = "dissolved", "pipeline"
     ACTION_FAILED = "action failed", "how"
     FENCED = "fenced", "pipeline"
+    DATA_SERVER_RESTARTED = "data server restarted", "how"
 
     # The expert.
     SEAT_TAKEN = "seat taken", "stage"
@@ -99,6 +100,7 @@ TROUBLE = frozenset(
         Kind.HOP_BROKE,
         Kind.BATCH_SKIPPED,
         Kind.EVALUATIONS_ENDED,
+        Kind.DATA_SERVER_RESTARTED,
     }
 )
 """Kinds that are no part of an ordinary life."""

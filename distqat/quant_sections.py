@@ -19,6 +19,12 @@ def _bits(value: int | None) -> int | None:
     return value
 
 
+def _range(value: int | None) -> int | None:
+    if value == 1:
+        raise ValueError("an accumulator has 2 to 32 bits; 0: it holds every sum")
+    return value
+
+
 class NumberFormat(Section):
     """In which integers values are written."""
 
@@ -49,13 +55,21 @@ class QuantRule(Section):
     exclude: bool | None = Field(None, description="Whether such a layer stays as it is.")
     weights: NumberChange = Field(default_factory=NumberChange, description="What is different of the weights.")
     activations: NumberChange = Field(default_factory=NumberChange, description="What is different of what enters.")
+    slice_bits: int | None = Field(None, ge=0, le=8, description="Bits of a slice of a weight; 0: in one piece.")
+    accumulator_length: int | None = Field(None, ge=0, description="Products that are summed at once; 0: all.")
+    accumulator_bits: int | None = Field(None, ge=0, le=32, description="Bits of such a sum, which saturates; 0: all.")
+
+    _has_range = field_validator("accumulator_bits")(_range)
 
     @model_validator(mode="after")
     def _says_something(self) -> QuantRule:
         if self.match is None and self.kind is None:
             raise ValueError("names no layers: write match: GLOB, class: NAME, or both")
-        if self.exclude is None and self.weights == self.activations == NumberChange():
-            raise ValueError("changes nothing: write exclude, weights or activations")
+        said = self.model_dump(exclude_none=True, exclude={"match", "kind"})
+        if not any(value != {} for value in said.values()):
+            raise ValueError(
+                "changes nothing: write exclude, weights, activations, slice_bits or accumulator_length or _bits"
+            )
         return self
 
     def __str__(self) -> str:
@@ -83,6 +97,31 @@ class QuantSection(Section):
     percentile: float = Field(
         99.9, gt=50, le=100, description="Method percentile: share of the magnitudes within the range, in percent."
     )
+
+    slice_bits: int = Field(
+        0, ge=0, le=8, description="Hardware: weights are held as slices of so many bits; 0: in one piece."
+    )
+    accumulator_length: int = Field(
+        0, ge=0, description="Hardware: so many products are summed before the sum saturates; 0: all of an output's."
+    )
+    accumulator_bits: int = Field(
+        0, ge=0, le=32, description="Hardware: bits of such a sum, signed, which saturates; 0: it holds every sum."
+    )
+
+    _has_range = field_validator("accumulator_bits")(_range)
+
+    @model_validator(mode="after")
+    def _length_bounds_something(self) -> QuantSection:
+        lengths = [self.accumulator_length, *(rule.accumulator_length for rule in self.rules)]
+        widths = [self.accumulator_bits, *(rule.accumulator_bits for rule in self.rules)]
+        if any(lengths) and not any(widths):
+            raise ValueError("accumulator_length does nothing without accumulator_bits, the range that saturates")
+        return self
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether activations have a learned offset."""
+        return self.method == "lsq+"
 
     @property
     def learns_from_inputs(self) -> bool:

@@ -64,13 +64,22 @@ class ModelSection(Section):
 class DataSection(Section):
     """What is fed."""
 
-    source: str = Field("digits", description="Data set: digits or pydocs.")
+    source: str = Field("digits", description="Data set: digits, pydocs, or datasets: what `dataset` says.")
     batch: int = Field(32, ge=1, description="Samples in the batch of one step of one pipeline.")
     microbatches: int = Field(4, ge=1, description="Microbatches into which a batch is split.")
     adaptive: bool = Field(
         True, description="Pipelines of unequal speed take more or fewer microbatches a step, to reach rounds together."
     )
     sequence: int = Field(64, ge=2, description="Tokens in a sample of a text source.")
+    server: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Samples come from a process beside the client (on), or each trainer reads them; auto: "
+        "on, but for digits and pydocs.",
+    )
+    workers: int = Field(2, ge=1, le=256, description="Processes of the data server that make samples.")
+    ring_mib: int = Field(
+        256, ge=1, le=1 << 20, description="Shared memory in which the data server makes samples ahead, in MiB."
+    )
 
     @model_validator(mode="after")
     def _batch_splits(self) -> DataSection:
@@ -232,37 +241,6 @@ class LeaseSection(Section):
     )
 
 
-class WireOverride(Section):
-    """Other codecs for what some stages send."""
-
-    stages: str = Field(min_length=1, description="Glob of stage names, such as 'gpt/0' or '*/1'.")
-    activations: CodecName | None = Field(None, description="Codec of what such a stage sends down.")
-    gradients: CodecName | None = Field(None, description="Codec of what such a stage sends up.")
-
-    @model_validator(mode="after")
-    def _says_something(self) -> WireOverride:
-        if self.activations is None and self.gradients is None:
-            raise ValueError("names a codec neither of activations nor of gradients")
-        return self
-
-
-class WireSection(Section):
-    """How tensors travel."""
-
-    inputs: CodecName = Field(
-        "none", description="Codec of the samples on their way to stage 0; targets travel exactly."
-    )
-    activations: CodecName = Field("none", description="Codec of activations: none, bf16, fp16, int8 or int4.")
-    gradients: CodecName = Field("none", description="Codec of activation gradients: none, bf16, fp16, int8 or int4.")
-    overrides: list[WireOverride] = Field(
-        default_factory=list, description="Other codecs by stage: {stages: GLOB, activations: ..., gradients: ...}."
-    )
-    compression: Literal["auto", "on", "off"] = Field(
-        "auto", description="zstd after the codec, of tensors from 64 KiB on; auto: where it is measured to save time."
-    )
-    max_message: int = Field(1 << 30, ge=1 << 20, description="Largest message that is taken, in bytes.")
-
-
 class MonitorSection(Section):
     """The monitor of this machine; not part of the run."""
 
@@ -282,6 +260,9 @@ class DaemonSection(Section):
     checkpoint_dir: str = Field("", description="Folder for checkpoints; empty: checkpoints, in the folder of the key.")
     checkpoints_kept: int = Field(3, ge=1, description="Newest checkpoints of each stage that are kept.")
     log_dir: str = Field("logs", description="Folder for logs and metrics.")
+    data_port: int = Field(
+        0, ge=0, le=65535, description="Port of the data server, if this machine's client starts one; 0: any free one."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Device of the expert: cpu, cuda, cuda:1.")
     threads: int = Field(0, ge=0, description="Threads of one torch operation on the CPU; 0: torch decides.")

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "distqat"
 
 FOUNDATION = {
-    *("errors", "ids", "config", "sections", "quant_sections", "settings_file", "aio"),
-    *("telemetry", "timeline", "times", "events", "event_log"),
+    *("errors", "ids", "config", "sections", "data_sections", "quant_sections", "settings_file", "aio"),
+    *("wire_sections", "telemetry", "timeline", "times", "events", "event_log"),
 }
 LAYERS = {
     **dict.fromkeys(FOUNDATION, 0),

@@ -49,6 +49,8 @@ PURE = (
     "data/ledger.py",
     "data/metrics.py",
     "data/sampler.py",
+    "data/server/layout.py",
+    "data/server/ring.py",
     "data/steplog.py",
     "discovery/keys.py",
     "discovery/records.py",
@@ -63,6 +65,7 @@ PURE = (
     "model/partition.py",
     "model/quant/grid.py",
     "model/quant/rules.py",
+    "model/quant/slices.py",
     "model/rates.py",
     "model/shapes.py",
     "model/steps.py",
@@ -108,7 +111,17 @@ STARTS_WITHOUT_TORCH = (
     *house.WITHOUT_TORCH,
     *(
         f"data/{name}"
-        for name in ("client.py", "ledger.py", "messages.py", "metrics.py", "sampler.py", "service.py", "sources/")
+        for name in (
+            "client.py",
+            "ledger.py",
+            "messages.py",
+            "metrics.py",
+            "reading.py",
+            "sampler.py",
+            "server/",
+            "service.py",
+            "sources/",
+        )
     ),
 )
 

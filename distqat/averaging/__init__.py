@@ -45,6 +45,7 @@ the state
 the shell
   calls         what a sibling asks of others
   presence      whether one that is waited for still answers
+  vigil         rings those for want of whom a round has failed, while training goes on
   lobby         the siblings that wait at this one, for a group or a verdict
   effort        the vectors of one way to a committed round
   pursuit       does what `round` says

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,8 +26,10 @@ from distqat.averaging.outer import OuterState
 from distqat.averaging.phases import Phase
 from distqat.averaging.pursuit import Pursuit
 from distqat.averaging.state.donor import Donor
+from distqat.averaging.vigil import keep_vigil
 from distqat.errors import DistqatError, RoundError, StateError, TensorError
 from distqat.ids import StepRef, short
+from distqat.rpc.handlers import task_group
 from distqat.telemetry import Reason
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Averager:
         self.committed = Committed(context)
         self.pursuit = Pursuit(context, self.committed, self.reason)
         self.donor = Donor(context, self.committed)
+        self.is_held_up: Callable[[], bool] = lambda: False  # Whether a step has begun here and does not come on.
         self._is_busy = False  # A call of `synchronise` is under way.
         self._given: OuterState | None = None  # What the owner was last given; its local values begin there.
 
@@ -70,7 +73,12 @@ class Averager:
         """An averager; who waits at it is sent away at the end. Serve `service.services` of it meanwhile."""
         averager = cls(context)
         try:
-            yield averager
+            async with task_group() as group:
+                watching = group.create_task(keep_vigil(averager.pursuit))
+                try:
+                    yield averager
+                finally:
+                    watching.cancel()
         finally:
             averager.pursuit.stop(f"{short(context.me)} leaves stage {context.stage}")
             averager.donor.close()

@@ -78,6 +78,8 @@ async def ring(context: Context, sibling: Contact, join: Join, patience: float) 
         return Answered(sibling, Standing.SILENT, error.reason)
     if reply.leading:
         return Answered(sibling, Standing.LEADING, reply.reason)
+    if reply.held_up:
+        return Answered(sibling, Standing.HELD_UP, reply.reason)
     return Answered(sibling, Standing.COMING if reply.joining else Standing.ENGAGED, reply.reason)
 
 

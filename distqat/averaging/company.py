@@ -33,7 +33,10 @@ class Company:
         self.declined: set[PeerId] = set()  # Did not lead when asked.
         self.engaged: set[PeerId] = set()  # Take part in this round at another leader.
         self.silent: set[PeerId] = set()  # Were asked in this call of `synchronise`, and will not come.
+        self.held_up: set[PeerId] = set()  # Were asked in this call, and stand still in the middle of a step.
         self.asking: set[PeerId] = set()  # Are being asked now.
+        self.impasse: tuple[PeerId, ...] = ()  # For want of these the last call failed, and nothing has changed.
+        self.stranded: frozenset[PeerId] = frozenset()  # Who was here then.
         self.seen: set[PeerId] = set()  # Members of the present attempt that the directory had when it began.
         self._asked: dict[PeerId, float] = {}  # When they last were.
         self._silent_since: dict[PeerId, float] = {}  # When it was first seen that they do not answer.
@@ -75,12 +78,44 @@ class Company:
 
     def heard_from(self, contact: Contact) -> None:
         """The sibling has called: it is not lost, whatever it looked like."""
+        self._end_impasse({contact.peer})
         self.endpoints[contact.peer] = contact.endpoint
         self.back |= self.gone & {contact.peer}
         self.lost.pop(contact.peer, None)
         self._clear(contact.peer)
-        for group in (self.declined, self.silent):
+        for group in (self.declined, self.silent, self.held_up):
             group.discard(contact.peer)
+
+    def hold_up(self, contact: Contact) -> None:
+        """The sibling answers that its step has come to a standstill: it lives, and nobody knows when it comes."""
+        impasse = self.impasse
+        self.heard_from(contact)
+        self.engaged.discard(contact.peer)
+        self.held_up.add(contact.peer)
+        self.impasse = impasse
+
+    def strand(self, missing: Iterable[PeerId], present: Iterable[PeerId]) -> None:
+        """A round has failed for want of some siblings. Another of those who were here would fail as well."""
+        self.impasse, self.stranded = tuple(missing), frozenset(present)
+
+    def is_stranded(self, now: float) -> bool:
+        """Whether a round would fail again, as nothing was heard of those who are missing, and none is dead yet."""
+        return bool(self.impasse) and self.seconds_until_dead(self.impasse, now) > 0
+
+    def why_stranded(self, now: float, what: str = "may go on without us") -> str:
+        """For want of whom a round fails, in words."""
+        number, total = len(self.impasse), len(self.base) or len(self.stranded.union(self.impasse))
+        if self.held_up.issuperset(self.impasse):
+            return f"{number} of {total} siblings stand still in a step and {what}"
+        seconds = self.seconds_until_dead(self.impasse, now)
+        return (
+            f"{number} of {total} siblings cannot be reached and {what}; "
+            f"waiting {seconds:.0f} s before they are taken for dead"
+        )
+
+    def _end_impasse(self, peers: Iterable[PeerId]) -> None:
+        if not set(self.impasse).isdisjoint(peers):
+            self.impasse = ()
 
     def lose(self, peer: PeerId, reason: str) -> bool:
         """Go on without it; whether that is news."""
@@ -102,6 +137,7 @@ class Company:
 
     def bury(self, peer: PeerId) -> None:
         """The life of it that took part in rounds is over for sure."""
+        self._end_impasse({peer})
         self.gone.add(peer)
         self.back.discard(peer)
         self._graves[peer] = self.endpoints.get(peer)
@@ -155,12 +191,13 @@ class Company:
         self.declined.clear()
         self.engaged.clear()
         self.silent.clear()
+        self.held_up.clear()
         self.asking.clear()
         self._asked.clear()
 
     def advance(self, base: Iterable[PeerId]) -> None:
         """Another round is committed, by this group; who was left out may come again."""
-        self.base = tuple(base)
+        self.base, self.impasse = tuple(base), ()
         self.left_out.clear()
         self.muted.clear()
         for grave in (self.gone, self.back, self._graves):
@@ -178,6 +215,7 @@ class Company:
         here = set(members)
         self.seen = self.live & here
         self.silent -= here
+        self._end_impasse(here)
         for peer in here:
             self._clear(peer)
 

@@ -61,6 +61,8 @@ class Standing(enum.Enum):
     """What an invited sibling turned out to be."""
 
     COMING = "coming"
+    HELD_UP = "held up"
+    """Will come, but its step has come to a standstill: nobody knows when."""
     ENGAGED = "engaged"
     """Takes part in the round elsewhere."""
     LEADING = "leading"

@@ -1,10 +1,11 @@
 """Who is in a round, and when it starts: the decisions of a leader, without its calls and its clock. Pure.
 
 Siblings join, leave when their call breaks, and join again. The leader is one of them; it decides nothing before it
-has joined itself. A round never waits for a sibling that is lost; for one that lives it waits as long as such
-siblings took before (`Patience`), for a shorter time if none of those who are missing answers, and for one that says
-it takes part elsewhere as long as for any. It starts only if those who have joined decide (`Quorum`), and if nothing
-else may have come of the round before (`doubts`).
+has joined itself. A round never waits for a sibling that is lost, or says that it is held up; for one that lives it
+waits as long as such siblings took before (`Patience`), for a shorter time if none of those who are missing answers,
+and for one that says it takes part elsewhere as long as for any. It starts only if those who have joined decide
+(`Quorum`; the first round: among all that the directory has), and if nothing else may have come of the round before
+(`doubts`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Others:
     """Those that have been asked and did not answer, or cannot be asked."""
     quiet: Collection[PeerId] = ()
     """Those that did not answer when they were asked last, in this call or before it."""
+    held_up: Collection[PeerId] = ()
+    """Those that live, and stand still in the middle of a step: nobody knows for how long."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Form:
             # Without anybody who decides, starting without them could commit the round twice.
             deadline = self._first_arrival + self.patience.longest if quorum.base else math.inf
         elif quorum.base and _are_quiet(missing, others):
-            deadline = max(self._first_arrival + self.patience.quiet_seconds(), self._extended)
+            deadline = max(self._first_arrival + self._quiet_seconds(missing, others), self._extended)
         if missing and now < deadline:
             return Wait(deadline, missing)
         differing = self._other_than(reference, same_round=True)
@@ -168,14 +171,25 @@ class Form:
             return self._stuck(told, others, now) or Settle(self.joins, digest)
         if not any(join.samples for join in self._joins.values()):
             return Skip(tuple(self._joins), self._joins[self.leader])
-        if not quorum.has(voices, gone):
-            unknown = quorum.missing(voices, gone)
+        unknown = quorum.missing(voices, gone) if not quorum.has(voices, gone) else self._founders(quorum, others)
+        if unknown:
             return self._ask(unknown, others, now) or Stuck(unknown)
         stuck = self._stuck(self._told(quorum, voices, others), others, now)
         if stuck is not None:
             return stuck
         self._learn(missed, others, quorum)
         return Start(self.joins)
+
+    def _founders(self, quorum: Quorum, others: Others) -> tuple[PeerId, ...]:
+        """Before the first round: of whom nothing is known, if those who are here do not decide among all that the
+        directory has. Siblings that are cut off from each other would each begin a truth of their own. Who answers is
+        not cut off, even if it does not come."""
+        if quorum.base:
+            return ()
+        all_ = Quorum.of(self._joins[self.leader].round, {*self._joins, *others.live})
+        answering = [peer for peer in others.live if peer not in others.silent and peer not in others.quiet]
+        heard = {*self._joins, *answering}
+        return () if all_.has(heard, others.absent) else all_.missing(heard, others.absent)
 
     def _told(self, quorum: Quorum, voices: Collection[PeerId], others: Others) -> tuple[PeerId, ...]:
         """Who is not here and may know of a commit that only those know who are gone; nobody if a majority decides."""
@@ -189,10 +203,14 @@ class Form:
 
     def _ask(self, unknown: Collection[PeerId], others: Others, now: float) -> Wait | None:
         """A wait for siblings that matter, until it is known that they do not answer."""
-        open_ = tuple(sorted(peer for peer in unknown if peer not in others.silent))
+        open_ = tuple(sorted(peer for peer in unknown if peer not in others.silent and peer not in others.held_up))
         wait = self.patience.quiet_seconds() if _are_quiet(open_, others) else self.patience.longest
         until = self._first_arrival + wait
         return Wait(until, open_) if open_ and now < until else None
+
+    def _quiet_seconds(self, missing: Collection[PeerId], others: Others) -> float:
+        """For siblings that do not answer; who is held up has answered, and is not waited for."""
+        return 0.0 if all(peer in others.held_up for peer in missing) else self.patience.quiet_seconds()
 
     def _reference(self) -> Join:
         """Whose anchor counts: of the most advanced round, then what most hold, then the leader's own."""
@@ -218,7 +236,8 @@ class Form:
 
     def _learn(self, missed: Collection[PeerId], others: Others, quorum: Quorum) -> None:
         if quorum.base and _are_quiet(missed, others):
-            self.patience.note_quiet()
+            if any(peer in others.quiet for peer in missed):
+                self.patience.note_quiet()
         elif missed:
             self.patience.note(self.patience.longest)
         elif len(self._arrivals) > 1:
@@ -226,5 +245,5 @@ class Form:
 
 
 def _are_quiet(missing: Collection[PeerId], others: Others) -> bool:
-    """Whether there are some, and none of these answers."""
-    return bool(missing) and all(peer in others.quiet for peer in missing)
+    """Whether there are some, and none of these answers, or none that is not held up."""
+    return bool(missing) and all(peer in others.quiet or peer in others.held_up for peer in missing)

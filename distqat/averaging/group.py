@@ -163,6 +163,8 @@ class Invited:
     joining: bool
     reason: str = ""
     leading: bool = False
+    held_up: bool = False
+    """It will, but its step has come to a standstill: nobody knows when."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distqat.averaging import events, rendezvous
 from distqat.averaging.group import Contact, Invite, Invited, JoinReply
-from distqat.averaging.way import State, Way
+from distqat.averaging.way import State, Way, dismissal
 from distqat.errors import RefusedError, RoundError, StaleError
 from distqat.ids import short
 
@@ -22,6 +22,8 @@ def joined(way: Way, event: events.Joined) -> None:
         way.act(events.Release(join.peer, JoinReply(stale=way.offer())))
     elif reason is not None:
         way.act(events.Release(join.peer, RefusedError(f"{short(join.peer)} is left out of {way.round}: {reason}")))
+    elif way.state is State.RESTING and join.peer in way.company.stranded and way.company.is_stranded(way.now):
+        way.act(events.Release(join.peer, dismissal(f"{me}: {way.company.why_stranded(way.now)}")))
     elif way.state in ELSEWHERE:
         where = f"{me} takes part in the round at {short(way.leader.peer)}"
         way.act(events.Release(join.peer, RefusedError(where)))

@@ -32,6 +32,7 @@ def gather(way: Way) -> bool:
         absent=company.absent(way.now),
         silent=company.unreachable({*company.base, *company.live, *_in_doubt(way)}),
         quiet=company.quiet,
+        held_up=company.held_up,
     )
     decision = way.form.decide(others, way.quorum, way.now)
     if isinstance(decision, Wait):
@@ -80,6 +81,9 @@ def answered(way: Way, event: Answered) -> None:
     """A sibling that was rung has answered, or has not."""
     company, peer = way.company, event.contact.peer
     company.asking.discard(peer)
+    if event.standing is Standing.HELD_UP:
+        company.hold_up(event.contact)
+        return
     if event.standing in (Standing.COMING, Standing.ENGAGED, Standing.LEADING):
         company.heard_from(event.contact)
         (company.engaged.discard if event.standing is Standing.COMING else company.engaged.add)(peer)
@@ -169,13 +173,8 @@ def _refer(way: Way, peers: Collection[PeerId], reference: Join) -> None:
 
 
 def _give_up(way: Way, stuck: Stuck) -> None:
-    seconds = way.company.seconds_until_dead(stuck.missing, way.now)
-    number, total = len(stuck.missing), len(way.company.base) or len(stuck.missing)
-    who = "may have committed it" if stuck.may_have else "may go on without us"
-    reason = (
-        f"{number} of {total} siblings cannot be reached and {who}; "
-        f"waiting {seconds:.0f} s before they are taken for dead"
-    )
+    way.company.strand(stuck.missing, (join.peer for join in way.form.joins))
+    reason = way.company.why_stranded(way.now, "may have committed it" if stuck.may_have else "may go on without us")
     way.send_away(dismissal(f"{short(way.me.peer)}: {reason}"))
     way.fail(reason)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from distqat.averaging import events
+from distqat.averaging.context import LOOK_INTERVAL
 from distqat.averaging.group import Group, Join, JoinReply, Verdict, Vote
 from distqat.averaging.way import State
 from distqat.errors import DistqatError, RefusedError, StaleError
@@ -49,17 +50,21 @@ class Lobby:
     def __repr__(self) -> str:
         return f"<Lobby {len(self._guests)} waiting>"
 
-    async def join(self, join: Join, patience: float) -> JoinReply:
+    async def join(self, join: Join, patience: float, is_held_up: Callable[[], bool] = lambda: False) -> JoinReply:
         """Keep the sibling until its round has formed. Raises what it has to go with instead.
 
-        While this sibling is between two rounds, it waits for so many seconds at most.
+        While this sibling is between two rounds, it waits for so many seconds at most, and not while this one stands
+        still in the middle of a step.
         """
-        guest = self._admit(join)
+        guest, loop = self._admit(join), asyncio.get_running_loop()
+        until = loop.time() + patience
         try:
             while not guest.answer.done():
-                await asyncio.wait({guest.answer}, timeout=patience)
-                if not guest.answer.done() and self._state() is State.RESTING:
+                if self._state() is not State.RESTING:
+                    until = loop.time() + patience
+                elif loop.time() >= until or is_held_up():
                     raise RefusedError(f"{short(self.me)} has not reached the end of a step in time")
+                await asyncio.wait({guest.answer}, timeout=min(LOOK_INTERVAL, max(until - loop.time(), 0.0)))
             answer = guest.answer.result()
             if isinstance(answer, DistqatError):
                 raise answer

@@ -57,6 +57,8 @@ class Pursuit:
         self.lobby = Lobby(context.me, self.feed, lambda: self.round.state)
         self.exchanges = Exchanges()
         self.invited = asyncio.Event()  # Set while another sibling waits for this one.
+        self.stranded = asyncio.Event()  # Set while the last call has failed for want of siblings that are rung beside.
+        self.wanted: Join | None = None  # What the last call brought; None before the first.
         self.prepared: Prepared | None = None  # What this sibling last voted for, or would have.
         self._effort: Effort | None = None  # The call under way.
         self._group: asyncio.TaskGroup | None = None  # Owns the tasks of that call.
@@ -81,7 +83,7 @@ class Pursuit:
 
     async def pursue(self, effort: Effort, join: Join) -> None:
         """Until a round is committed, or the state of one that was is here. Raises RoundError."""
-        self._effort, self._ended, self._seen = effort, None, math.inf
+        self._effort, self._ended, self._seen, self.wanted = effort, None, math.inf, join
         async with asyncio.TaskGroup() as group:
             self._group = group
             try:
@@ -147,6 +149,10 @@ class Pursuit:
             self.invited.set()
         else:
             self.invited.clear()
+        if self.round.company.impasse:
+            self.stranded.set()
+        else:
+            self.stranded.clear()
         if self.round.state is not State.RESTING:
             self.reason.set(self.round.describe(), logging.DEBUG)
         if self.round.state not in RINGING:

@@ -80,6 +80,11 @@ def _stand_still(way: Way, event: events.StoodStill) -> None:
     way.act(events.Finish(f"{way.round}: {reason}"))
 
 
+def _hear_of_better(way: Way, event: events.Outdated) -> None:
+    """A sibling that was missing has committed more: the next call catches up."""
+    way.company.impasse = ()
+
+
 def _pass_over(way: Way, event: object) -> None:
     """It is too late to matter."""
 
@@ -135,7 +140,7 @@ ASKED: Mapping[type, Handler] = {
 AVERAGING: Mapping[type, Handler] = {events.Averaged: member.averaged, events.Broken: member.broken}
 
 TABLE: Mapping[State, Mapping[type, Handler | str]] = {
-    State.RESTING: _state({events.Begin: _begin, events.Outdated: _pass_over}, _move),
+    State.RESTING: _state({events.Begin: _begin, events.Outdated: _hear_of_better}, _move),
     State.FORMING: _state({events.Outdated: leader.overtaken}, _move),
     State.LEADING: _state({**AVERAGING, events.Voted: leader.voted, events.Outdated: _pass_over}),
     State.COUNTING: _state({events.Voted: leader.voted, events.Outdated: leader.overtaken}, _move),

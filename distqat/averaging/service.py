@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from distqat.averaging import messages, terms
 from distqat.averaging.averager import Averager
@@ -10,6 +11,7 @@ from distqat.averaging.events import Departed
 from distqat.averaging.group import Invite, Join, Leave, Vote
 from distqat.averaging.messages import SliceHeader
 from distqat.averaging.outer import OuterState
+from distqat.averaging.way import State
 from distqat.errors import DeadlineError, MessageError, RefusedError, TensorError
 from distqat.ids import short
 from distqat.rpc.transport import Caller, Service, Stream
@@ -38,13 +40,17 @@ class _Answers:
         self.context = averager.context
         self.committed = averager.committed
         self.pursuit = averager.pursuit
+        self.averager = averager
 
     async def invite(self, request: bytes, caller: Caller) -> bytes:
         """Will this sibling join at its next step boundary?"""
         invite = messages.decode(Invite, request)
         self.context.check_round(invite.round)
         self._state()
-        return messages.encode(self.pursuit.consider(invite))
+        reply = self.pursuit.consider(invite)
+        # One that rests comes when its step is done; one that takes a round already does not wait for a step.
+        is_resting = reply.joining and self.pursuit.round.state is State.RESTING
+        return messages.encode(replace(reply, held_up=is_resting and self.averager.is_held_up()))
 
     async def join(self, request: bytes, caller: Caller) -> bytes:
         """Answered when the round has formed."""
@@ -61,7 +67,9 @@ class _Answers:
         if fault:
             self.context.on_refused(join.peer, fault)
             raise TensorError(f"{short(join.peer)} joins with {fault}")
-        return messages.encode(await self.pursuit.lobby.join(join, self.context.waits.form))
+        # Before the first round everybody is waited for: nobody goes on alone.
+        is_held_up = self.averager.is_held_up if self.pursuit.round.quorum.base else lambda: False
+        return messages.encode(await self.pursuit.lobby.join(join, self.context.waits.form, is_held_up))
 
     async def exchange(self, stream: Stream, caller: Caller) -> None:
         """One member's slice up, the average of it down."""

@@ -105,6 +105,10 @@ class Way:
 
     def begin(self, join: Join) -> None:
         """A round is wanted."""
+        if self.company.is_stranded(self.now) and not self.is_wanted:
+            # As the call before: nothing has changed, and nobody else wants one.
+            self.act(events.Finish(f"{self.round}: {self.company.why_stranded(self.now)}"))
+            return
         self.company.begin()
         self._failures = 0
         self.mine = join

@@ -176,6 +176,32 @@ def drain(peer: Peer = "", state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
 
 
 @app.command()
+def export(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(metavar="CHECKPOINT_DIR...", help="Folders below which checkpoints of all stages lie."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("export"),
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Config file of the run; default: what the checkpoints say.")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as the run did.")
+    ] = None,
+    graph: Annotated[bool, typer.Option(help="Write a torch.export graph as well.")] = True,
+) -> None:
+    """Write the whole model of a run from its checkpoints: safetensors, with integer weights where it is quantised."""
+    from distqat.cli.export import run_export
+    from distqat.config import load
+
+    def work() -> None:
+        chosen = load(config, override or []).run_config() if config is not None or override else None
+        run_export(checkpoints, out, chosen, graph)
+
+    _or_exit(work)
+
+
+@app.command()
 def sandbox(
     config: Annotated[Path | None, typer.Argument(help="Config file; default: the embedded digits run.")] = None,
     pipelines: Annotated[int, typer.Option(min=1, max=16, help="Pipelines; each has one expert per stage.")] = 2,

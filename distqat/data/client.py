@@ -9,12 +9,22 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from distqat.aio import Backoff
-from distqat.data.claims import Claim, ClaimAnswer
+from distqat.data.claims import ClaimAnswer
 from distqat.data.ledger import Ledger
-from distqat.data.messages import CLAIM, RESOLVE, ClaimRequest, ResolveAnswer, ResolveRequest, decode_answer
-from distqat.data.sampler import Sampler
-from distqat.data.sources.splits import Arrays, Source
-from distqat.errors import NotDistqatError, RefusedError, RpcError
+from distqat.data.messages import (
+    CLAIM,
+    RESOLVE,
+    WHERE,
+    ClaimRequest,
+    ResolveAnswer,
+    ResolveRequest,
+    WhereAnswer,
+    WhereRequest,
+    decode_answer,
+)
+from distqat.data.reading import Reading
+from distqat.data.sources.splits import Arrays
+from distqat.errors import NotDistqatError, RefusedError, RpcError, UnreachableError
 from distqat.ids import Endpoint, RunId
 from distqat.rpc.transport import Deadline, Method, Transport
 from distqat.telemetry import Reason
@@ -23,9 +33,6 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT = 5.0
 """Seconds until a call to the client is given up and tried again."""
-
-INLINE_BYTES = 1 << 18
-"""A larger batch is cut out of the source on a thread, so that the event loop goes on."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,19 @@ class RemoteClaims:
         request = ResolveRequest(self._run, claim, False, reason)
         return ResolveAnswer.decode(await self._ask(RESOLVE, request.encode())).is_accepted
 
+    async def where(self) -> Endpoint:
+        """Where the data server answers, asked once. Raises RpcError while nobody knows."""
+        endpoint = self._find()
+        if endpoint is None:
+            raise UnreachableError(f"no client of run {self._run.name} is known")
+        reply = await self._transport.call(
+            endpoint, WHERE, WhereRequest(self._run).encode(), Deadline.after(CALL_TIMEOUT)
+        )
+        answer = WhereAnswer.decode(reply)
+        if answer.endpoint is None:
+            raise UnreachableError(answer.reason)
+        return answer.endpoint
+
     async def _ask(self, method: Method, request: bytes) -> bytes:
         """Ask until there is an answer. Raises RpcError only where asking again cannot help."""
         backoff = Backoff(most=2.0)
@@ -162,23 +182,21 @@ class RemoteClaims:
 
 
 class LedgerClient:
-    """Claims positions from a ledger and cuts the batches out of a source that lies on this machine."""
+    """Claims positions from a ledger and gets the samples that are there."""
 
-    def __init__(self, pipeline: str, source: Source, sampler: Sampler, claims: Claims) -> None:
+    def __init__(self, pipeline: str, reading: Reading, claims: Claims) -> None:
         self.pipeline = pipeline
-        self._source = source
-        self._sampler = sampler
+        self._reading = reading
         self._claims = claims
         self._serial = 0  # Highest serial that was answered with a claim, as far as is known here.
         self._reason = Reason(log, "")  # Why `next` waits; empty while it does not.
-        self._sample_bytes = INLINE_BYTES  # Of one sample, as it was in the last batch; before the first: large.
 
     def __repr__(self) -> str:
         return f"<LedgerClient of pipeline {self.pipeline}, claim {self._serial}, {self.waiting or 'not waiting'}>"
 
     @property
     def waiting(self) -> str:
-        return self._claims.waiting or self._reason.text
+        return self._claims.waiting or self._reason.text or self._reading.waiting
 
     async def next(self, samples: int, step: int = 0) -> Batch | None:
         """At most so many samples, for that step. A cancelled call loses none: the next asks under the same serial."""
@@ -192,7 +210,7 @@ class LedgerClient:
         finally:
             self._reason.text = ""
         claim = answer.claim
-        tensors = await self._cut_out(claim)
+        tensors = await self._reading.train(claim.begin, claim.end)
         # Only now: had the call been cancelled before, the next one would get the claim again.
         self._serial = max(self._serial, answer.serial)
         return Batch(claim.id, claim.begin, claim.end, tensors)
@@ -202,16 +220,6 @@ class LedgerClient:
         if answer.claim is None:
             self._serial = max(self._serial, answer.serial)
         return answer
-
-    async def _cut_out(self, claim: Claim) -> Arrays:
-        if claim.samples * self._sample_bytes <= INLINE_BYTES:
-            return self._read(claim)
-        tensors = await asyncio.to_thread(self._read, claim)
-        self._sample_bytes = sum(array.nbytes for array in tensors.values()) // claim.samples
-        return tensors
-
-    def _read(self, claim: Claim) -> Arrays:
-        return self._source.train.batch(self._sampler.indices(claim.begin, claim.end))
 
     async def committed(self, batch: Batch) -> None:
         """The batch is in committed parameters."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError, Message
 
 from distqat.data.claims import Claim, ClaimAnswer
-from distqat.errors import MessageError
-from distqat.ids import RunId, is_name
+from distqat.errors import ConfigError, MessageError
+from distqat.ids import Endpoint, RunId, is_name
 from distqat.pb import common_pb2, data_pb2
 from distqat.rpc.transport import Method
 
@@ -16,6 +16,7 @@ SERVICE = "distqat.v1.Data"
 CLAIM = Method(SERVICE, "Claim")
 RESOLVE = Method(SERVICE, "Resolve")
 BOOKS = Method(SERVICE, "Books")
+WHERE = Method(SERVICE, "Where")
 
 MAX_REASON = 500
 """Characters of the reason of a refusal; the rest is cut off."""
@@ -132,6 +133,49 @@ class BooksAnswer:
         message = data_pb2.BooksReply()
         _parse(message, data)
         return cls(message.json)
+
+
+@dataclass(frozen=True)
+class WhereRequest:
+    """A trainer wants to know where the data server answers."""
+
+    run: RunId
+
+    def encode(self) -> bytes:
+        """As it travels."""
+        return data_pb2.WhereRequest(run=_run(self.run)).SerializeToString()
+
+    @classmethod
+    def decode(cls, data: bytes) -> WhereRequest:
+        """Raises MessageError."""
+        message = data_pb2.WhereRequest()
+        _parse(message, data)
+        return cls(_run_id(message.run))
+
+
+@dataclass(frozen=True)
+class WhereAnswer:
+    """Where it answers, or why it does not."""
+
+    endpoint: Endpoint | None
+    reason: str = ""
+
+    def encode(self) -> bytes:
+        """As it travels."""
+        where = str(self.endpoint) if self.endpoint is not None else ""
+        return data_pb2.WhereReply(endpoint=where, reason=self.reason[:MAX_REASON]).SerializeToString()
+
+    @classmethod
+    def decode(cls, data: bytes) -> WhereAnswer:
+        """Raises MessageError."""
+        message = data_pb2.WhereReply()
+        _parse(message, data)
+        if not message.endpoint:
+            return cls(None, message.reason[:MAX_REASON])
+        try:
+            return cls(Endpoint.parse(message.endpoint))
+        except ConfigError as error:
+            raise MessageError(f"where the data server answers: {error.reason}") from None
 
 
 def encode_answer(answer: ClaimAnswer) -> bytes:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-METRICS: Mapping[str, str] = {"cv": "accuracy", "llm": "bits_per_byte"}
+METRICS: Mapping[str, str] = {"cv": "accuracy", "llm": "bits_per_byte", "speech": "character_error_rate"}
 """By task, the number that its evaluation is judged by."""
 
 
 def evaluation(task: str, sums: Mapping[str, float]) -> dict[str, float]:
-    """From sums over samples ("loss", "correct", "samples", "tokens") to numbers that can be compared.
+    """From sums over samples ("loss", "correct", "samples", "tokens", ...) to numbers that can be compared.
 
     "loss" is the mean over samples; "cv" adds the accuracy, "llm" the accuracy per token, the perplexity and the bits
-    per byte (of a byte-level model, where a token is a byte). Without samples there is nothing to say: empty.
+    per byte (of a byte-level model, where a token is a byte), "speech" the errors per character, and per word if words
+    were counted. Without samples there is nothing to say: empty.
     """
     samples = sums.get("samples", 0.0)
     if samples <= 0:
@@ -27,4 +28,12 @@ def evaluation(task: str, sums: Mapping[str, float]) -> dict[str, float]:
             "perplexity": math.exp(min(loss, 700.0)),
             "bits_per_byte": loss / math.log(2),
         }
+    if task == "speech":
+        rates = {"character_error_rate": _rate(sums, "character")}
+        return {"loss": loss, **rates, **({"word_error_rate": _rate(sums, "word")} if "words" in sums else {})}
     return {"loss": loss, "accuracy": sums["correct"] / samples}
+
+
+def _rate(sums: Mapping[str, float], what: str) -> float:
+    """Errors by what there is; where there is nothing, by one."""
+    return sums.get(f"{what}_errors", 0.0) / max(1.0, sums.get(f"{what}s", 0.0))

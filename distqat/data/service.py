@@ -11,22 +11,35 @@ from distqat.data.messages import (
     CLAIM,
     RESOLVE,
     SERVICE,
+    WHERE,
     BooksAnswer,
     BooksRequest,
     ClaimRequest,
     ResolveAnswer,
     ResolveRequest,
+    WhereAnswer,
+    WhereRequest,
     encode_answer,
 )
-from distqat.errors import WrongRunError
-from distqat.ids import RunId
+from distqat.errors import RefusedError, WrongRunError
+from distqat.ids import Endpoint, RunId
 from distqat.rpc.transport import Caller, Service
 
 log = logging.getLogger(__name__)
 
 
-def data_service(run: RunId, ledger: Ledger, save: Callable[[], Awaitable[None]] | None = None) -> Service:
-    """Answers `Claim` and `Resolve` from this ledger; trainers of another run are refused.
+def _nowhere() -> Endpoint:
+    raise RefusedError("the run has no data server: its trainers read the data themselves")
+
+
+def data_service(
+    run: RunId,
+    ledger: Ledger,
+    save: Callable[[], Awaitable[None]] | None = None,
+    where: Callable[[], Endpoint] = _nowhere,
+) -> Service:
+    """Answers `Claim` and `Resolve` from this ledger; trainers of another run are refused. `where` says where the data
+    server answers, and raises RefusedError while it does not.
 
     `save` is awaited before an answer leaves: what a trainer was told is then still known after a crash of this peer.
     An answer that the crash swallowed is asked for again.
@@ -60,4 +73,12 @@ def data_service(run: RunId, ledger: Ledger, save: Callable[[], Awaitable[None]]
         check(BooksRequest.decode(data).run)
         return BooksAnswer(ledger.snapshot().to_json()).encode()
 
-    return Service(SERVICE, calls={CLAIM.name: claim, RESOLVE.name: resolve, BOOKS.name: books})
+    async def tell_where(data: bytes, _: Caller) -> bytes:
+        check(WhereRequest.decode(data).run)
+        try:
+            return WhereAnswer(where()).encode()
+        except RefusedError as error:
+            return WhereAnswer(None, error.reason).encode()
+
+    calls = {CLAIM.name: claim, RESOLVE.name: resolve, BOOKS.name: books, WHERE.name: tell_where}
+    return Service(SERVICE, calls=calls)

@@ -12,9 +12,10 @@ from distqat.errors import ModelError
 from distqat.model import zoo
 from distqat.model.partition import cut
 from distqat.model.precision import compute_type
+from distqat.model.quant.boundary import bounded
 from distqat.model.quant.plan import quantised
-from distqat.model.rates import warmup_fraction
 from distqat.model.shapes import DataShape
+from distqat.model.slice import Slice
 from distqat.model.stage import CPU, Stage, Training
 from distqat.model.task import Task
 from distqat.model.zoo.blocks import ModelPlan, slice_of
@@ -38,25 +39,38 @@ def build_stage(
     index: int,
     task: Task | None,
     device: torch.device = CPU,
-    budget: int | None = None,
 ) -> Stage:
     """Stage `index` of the run, and nothing else of the model, with the numbers that it has in the uncut model.
 
-    Only the last stage needs the task, and only a run with warm-up its budget, in samples. Raises ModelError.
+    Only the last stage needs the task. Raises ModelError.
     """
-    plan = zoo.plan(config.model, shape)
+    plan = _plan(config, shape)
     ranges = cut(plan.costs, config.model.stages, config.model.cuts)
-    return _build(config, plan, ranges, index, task, device, budget)
+    return _build(config, plan, ranges, index, task, device)
 
 
-def build_whole(
-    config: RunConfig, shape: DataShape, task: Task, device: torch.device = CPU, budget: int | None = None
-) -> Stage:
-    """The uncut model as one stage, whatever the run's cut: the baseline. Raises ModelError."""
-    plan = zoo.plan(config.model, shape)
+def build_whole(config: RunConfig, shape: DataShape, task: Task, device: torch.device = CPU) -> Stage:
+    """The uncut model as one stage, whatever the run's cut: the baseline. Raises ModelError.
+
+    Where the run's cut would send learned codes it rounds as well.
+    """
+    plan = _plan(config, shape)
     # It has no siblings, and so nothing to deal out.
     alone = config.model_copy(update={"sync": config.sync.model_copy(update={"fragments": 1})})
-    return _build(alone, plan, [range(len(plan.blocks))], 0, task, device, budget)
+    return _build(alone, plan, [range(len(plan.blocks))], 0, task, device)
+
+
+def build_uncut(config: RunConfig, shape: DataShape) -> Slice:
+    """The uncut model, for evaluations: in fp32, on the CPU, with its first numbers. Raises ModelError."""
+    plan = quantised(_plan(config, shape), config.quant)
+    return Slice(slice_of(plan, [range(len(plan.blocks))], 0), config.run.seed, "fp32", CPU)
+
+
+def _plan(config: RunConfig, shape: DataShape) -> ModelPlan:
+    plan, model = zoo.plan(config.model, shape), config.model
+    if not config.wire.can_learn:
+        return plan
+    return bounded(plan, cut(plan.costs, model.stages, model.cuts), config.wire, config.quant.has_offsets)
 
 
 def _build(
@@ -66,7 +80,6 @@ def _build(
     index: int,
     task: Task | None,
     device: torch.device,
-    budget: int | None,
 ) -> Stage:
     precision = config.train.precision
     own = slice_of(quantised(plan, config.quant), ranges, index, compute_type(precision))
@@ -74,17 +87,19 @@ def _build(
         config.run.seed,
         config.optimizer,
         precision,
-        _warmup(config, budget),
         recompute=any(fnmatchcase(own.name, glob) for glob in config.pipeline.recompute),
         fragments=config.sync.fragments,
         step_rate=config.quant.step_rate,
     )
-    return Stage(own, training, task, device)
+    stage = Stage(own, training, task, device)
+    _expect_room(stage, config.wire.max_message)
+    return stage
 
 
-def _warmup(config: RunConfig, budget: int | None) -> float:
-    if not config.optimizer.warmup_steps:
-        return 0.0
-    if budget is None:
-        raise ModelError("a warm-up of the learning rate needs the run's budget of samples")
-    return warmup_fraction(config.optimizer, config.data.batch, budget)
+def _expect_room(stage: Stage, most: int) -> None:
+    """A tied tensor travels beside activations in one message; raises ModelError unless it takes at most half of it."""
+    if stage.tie.travels and 2 * stage.tie.nbytes > most:
+        raise ModelError(
+            f"model {stage.plan.model} ties a tensor of {stage.tie.nbytes} bytes, which travels between its ends: "
+            f"set wire.max_message to at least {2 * stage.tie.nbytes}, or model.options.tie_word_embeddings to false"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -15,9 +15,13 @@ from distqat.ids import MicrobatchId
 from distqat.model import boundary, rng
 from distqat.model.layout import layout_of, running_statistics
 from distqat.model.precision import Casts, Overflow, autocast, compute_type, quenched
+from distqat.model.quant.boundary import attach
+from distqat.model.quant.plan import learned
+from distqat.model.ties import Tie
 from distqat.model.zoo import blocks as zoo_blocks
 from distqat.model.zoo.blocks import StagePlan
 from distqat.sections import Precision
+from distqat.wire.codecs.learned import CodedTensor
 
 
 class Slice:
@@ -32,6 +36,13 @@ class Slice:
             zoo_blocks.build(spec, seed, plan.model, plan.first_block + number).to(device)
             for number, spec in enumerate(plan.blocks)
         )
+        # By the number of the block behind which it stands: where a stage ends that sends learned codes.
+        self._boundaries = {
+            number: attach(self.blocks[number], spec.boundary, spec.output, device)
+            for number, spec in enumerate(plan.blocks)
+            if spec.boundary is not None
+        }
+        self.tie = Tie(plan, list(self.blocks), device)
         self.layout = layout_of(plan.first_block, self.blocks)
         self.parameters = list(self.blocks.parameters())
         self.buffers = [buffer for _, buffer in running_statistics(self.blocks)]
@@ -53,15 +64,29 @@ class Slice:
         is_training = microbatch is not None
         if self.blocks.training != is_training:
             self.blocks.train(is_training)
+            for quantizer in self._boundaries.values():
+                quantizer.train(is_training)
         with autocast(self.precision, self.device):
             for number, block in enumerate(self.blocks):
+                customs = self._customs(number, is_training)
                 try:
                     with self._drawing(number, microbatch):
                         output = self._call(number, block, hidden)
+                    hidden = boundary.cross(output, self._type, customs)
+                    if number in self._boundaries:
+                        hidden = boundary.cross(self._boundaries[number](hidden), self._type, customs)
                 except ValueError as error:
                     raise TensorError(f"stage {self.plan.name} cannot compute this microbatch: {error}") from None
-                hidden = boundary.cross(output, self._type, self._customs(number, is_training))
         return hidden
+
+    def take_codes(self) -> CodedTensor | None:
+        """What left the slice last, as integer codes, once; None where it sends none."""
+        quantizer = self._boundaries.get(len(self.blocks) - 1)
+        return quantizer.take() if quantizer is not None else None
+
+    def learned(self) -> Iterator[nn.Parameter]:
+        """The steps and offsets of all quantizers."""
+        return learned([*self.blocks, *self._boundaries.values()])
 
     def run_again(self, hidden: Tensor, microbatch: MicrobatchId, gradient: Tensor) -> None:
         """Forward as the first time, and backward; running statistics have counted the microbatch already."""
@@ -77,15 +102,17 @@ class Slice:
 
     def held(self) -> list[Tensor]:
         """All tensors that are there whether microbatches wait or not."""
-        return [*self.parameters, *self.blocks.buffers(), *self._casts.held()]
+        return [*self.parameters, *self.blocks.buffers(), *self._casts.held(), *self.tie.held()]
 
     def forget_casts(self, blocks: Iterable[int]) -> None:
         """The parameters of these blocks change."""
+        self.tie.edition += 1
         for number in blocks:
             self._casts.forget(number)
 
     def end_step(self) -> None:
         """The parameters change, and overflows were those of this step."""
+        self.tie.end_step()
         self.forget_casts(range(len(self.blocks)))
         if self.overflow is not None:
             self.overflow.clear()

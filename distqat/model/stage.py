@@ -21,7 +21,6 @@ from distqat.model import agreement, boundary, checks, gradients, local, vectors
 from distqat.model.fragments import deal
 from distqat.model.local import LocalState
 from distqat.model.optimizer import Steady, build_optimizer
-from distqat.model.quant.plan import learned
 from distqat.model.rates import learning_rate
 from distqat.model.slice import Slice
 from distqat.model.stash import Stash
@@ -30,6 +29,7 @@ from distqat.model.task import LossResult, Task, score
 from distqat.model.terms import PLAIN, Terms
 from distqat.model.zoo.blocks import StagePlan
 from distqat.sections import OptimizerSection, Precision
+from distqat.wire.tensors import Sent
 
 CPU = torch.device("cpu")
 
@@ -41,8 +41,6 @@ class Training:
     seed: int
     optimizer: OptimizerSection
     precision: Precision = "fp32"
-    warmup: float = 0.0
-    """The part of the run's budget that warms the learning rate up."""
     recompute: bool = False
     """Whether a microbatch that waits for its gradient keeps its input only, and computes its forward again then."""
     fragments: int = 1
@@ -86,12 +84,13 @@ class Stage:
         self._slice = Slice(plan, training.seed, training.precision, device)
         self.blocks = self._slice.blocks
         self.layout = self._slice.layout
+        self.tie = self._slice.tie
         self.num_elements = sum(slot.size for slot in self.layout)
         self.num_parameters = sum(slot.size for slot in self.layout if slot.is_parameter)
         self.fragments = deal(self.layout, training.fragments, plan.name)
         names = [slot.name for slot in self.layout if slot.is_parameter]
         named = dict(zip(names, self._slice.parameters, strict=True))
-        learned_steps = {id(step) for step in learned(self.blocks)}
+        learned_steps = {id(step) for step in self._slice.learned()}
         steady = Steady(frozenset(name for name in names if id(named[name]) in learned_steps), training.step_rate)
         self.optimizer = build_optimizer(training.optimizer, named, steady)
         self._stash = Stash(training.recompute, self._slice.held)
@@ -126,12 +125,19 @@ class Stage:
         """
         checks.expect(f"input of stage {self.name}", hidden, self.plan.inputs)
         if not train:
+            self.tie.expect_lent()
             return self._evaluate(hidden)
         if self.is_last:
             raise ModelError(f"stage {self.name} is the last one; in training it takes `loss`")
         with self._attempt(microbatch):
             entered = self._slice.enter(hidden)
             return self._stash.compute(microbatch, entered, partial(self._slice.run, microbatch=microbatch))
+
+    def send(self, microbatch: MicrobatchId, hidden: Tensor, train: bool = True) -> Sent:
+        """As `forward`, in the form in which it travels: as codes, where the stage has learned how to round it."""
+        output = self.forward(microbatch, hidden, train)
+        codes = self._slice.take_codes()
+        return output if codes is None else codes
 
     def loss(
         self,
@@ -152,6 +158,7 @@ class Stage:
             raise ModelError(f"stage {self.name} is not the last one; it takes `forward`")
         checks.expect(f"input of stage {self.name}", hidden, self.plan.inputs)
         checks.expect_targets(targets, hidden.shape[0])
+        self.tie.expect_lent()
         if batch_samples < hidden.shape[0]:
             raise TensorError(f"a microbatch of {hidden.shape[0]} samples in a batch of {batch_samples}")
         if not train:
@@ -192,6 +199,7 @@ class Stage:
         They are still multiplied by the loss scale. Raises StaleError unless all gradients of the step are in.
         """
         self._steps.expect_complete(step, len(self._stash), "has no norms of")
+        self.tie.unite()
         return gradients.square_norms(list(self.blocks), self._slice.overflowed())
 
     def commit(self, step: int, terms: Terms = PLAIN) -> bool:
@@ -208,8 +216,9 @@ class Stage:
         if terms.is_skipped:
             self._slice.mend_buffers(self._buffers_at_commit)
         else:
+            self.tie.unite()
             gradients.multiply(self._slice.parameters, terms.factor)
-            self.optimizer.step(learning_rate(self.training.optimizer, terms.progress, self.training.warmup))
+            self.optimizer.step(learning_rate(self.training.optimizer, terms.progress, terms.warmup))
         self._steps.version = step
         self._end()
         return True

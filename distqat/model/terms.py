@@ -15,6 +15,9 @@ class Terms:
     """Gradients are multiplied by it, for clipping and to take the loss scale back. With 0 the step is skipped:
     nothing is applied, and the version moves all the same."""
 
+    warmup: float = 0.0
+    """Part of the run's budget that warms the learning rate up; may be beyond 1."""
+
     @property
     def is_skipped(self) -> bool:
         """Whether the step's gradients are thrown away."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from distqat.pb import common_pb2 as distqat_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64istqat/pb/averaging.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"J\n\x08RoundRef\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0e\n\x06number\x18\x03 \x01(\x04\"!\n\x05Rates\x12\n\n\x02up\x18\x01 \x01(\x01\x12\x0c\n\x04\x64own\x18\x02 \x01(\x01\"?\n\x07\x43ontact\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\"=\n\x05\x44oubt\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12$\n\x07members\x18\x02 \x03(\x0b\x32\x13.distqat.v1.Contact\"l\n\rInviteRequest\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.distqat.v1.RoundRef\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12&\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x14.distqat.v1.Endpoint\"?\n\x0bInviteReply\x12\x0f\n\x07joining\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07leading\x18\x03 \x01(\x08\"\xea\x02\n\x0bJoinRequest\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.distqat.v1.RoundRef\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12&\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x0f\n\x07samples\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x10\n\x08\x65lements\x18\x06 \x01(\x04\x12\x0c\n\x04norm\x18\x07 \x01(\x01\x12 \n\x05rates\x18\x08 \x01(\x0b\x32\x11.distqat.v1.Rates\x12\r\n\x05\x63odec\x18\t \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\n \x01(\t\x12\x11\n\thas_voice\x18\x0b \x01(\x08\x12 \n\x05\x64oubt\x18\x0c \x01(\x0b\x32\x11.distqat.v1.Doubt\x12%\n\x08\x63ontacts\x18\r \x03(\x0b\x32\x13.distqat.v1.Contact\x12$\n\x07origins\x18\x0e \x03(\x0b\x32\x13.distqat.v1.StepRef\"\xaf\x01\n\x06Member\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x0f\n\x07samples\x18\x03 \x01(\x04\x12\r\n\x05\x62\x65gin\x18\x04 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x04\x12\x0c\n\x04norm\x18\x06 \x01(\x01\x12\x0e\n\x06\x66\x61\x63tor\x18\x07 \x01(\x01\x12$\n\x07origins\x18\x08 \x03(\x0b\x32\x13.distqat.v1.StepRef\"]\n\tJoinReply\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x11.distqat.v1.GroupH\x00\x12\"\n\x05stale\x18\x02 \x01(\x0b\x32\x11.distqat.v1.StaleH\x00\x42\x08\n\x06\x61nswer\"]\n\x05Group\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12#\n\x07members\x18\x02 \x03(\x0b\x32\x12.distqat.v1.Member\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x0f\n\x07settles\x18\x04 \x01(\t\"]\n\x05Stale\x12\r\n\x05\x64onor\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"F\n\nSliceFrame\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x17.distqat.v1.SliceHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"]\n\x0bSliceHeader\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12 \n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x11.distqat.v1.Chunk\"l\n\x0bVoteRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x10\n\x08prepared\x18\x03 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0c\n\x04lost\x18\x06 \x01(\t\"k\n\tVoteReply\x12\x11\n\tcommitted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04lost\x18\x03 \x03(\t\x12\x0e\n\x06\x62lamed\x18\x04 \x03(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\r\n\x05\x64onor\x18\x06 \x01(\t\"L\n\x0cLeaveRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0c\n\x04peer\x18\x03 \x01(\t\"\x0c\n\nLeaveReply\"\x0e\n\x0cProbeRequest\"\x0c\n\nProbeReply2\xef\x02\n\tAveraging\x12<\n\x06Invite\x12\x19.distqat.v1.InviteRequest\x1a\x17.distqat.v1.InviteReply\x12\x36\n\x04Join\x12\x17.distqat.v1.JoinRequest\x1a\x15.distqat.v1.JoinReply\x12>\n\x08\x45xchange\x12\x16.distqat.v1.SliceFrame\x1a\x16.distqat.v1.SliceFrame(\x01\x30\x01\x12\x36\n\x04Vote\x12\x17.distqat.v1.VoteRequest\x1a\x15.distqat.v1.VoteReply\x12\x39\n\x05Leave\x12\x18.distqat.v1.LeaveRequest\x1a\x16.distqat.v1.LeaveReply\x12\x39\n\x05Probe\x12\x18.distqat.v1.ProbeRequest\x1a\x16.distqat.v1.ProbeReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64istqat/pb/averaging.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"J\n\x08RoundRef\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0e\n\x06number\x18\x03 \x01(\x04\"!\n\x05Rates\x12\n\n\x02up\x18\x01 \x01(\x01\x12\x0c\n\x04\x64own\x18\x02 \x01(\x01\"?\n\x07\x43ontact\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\"=\n\x05\x44oubt\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12$\n\x07members\x18\x02 \x03(\x0b\x32\x13.distqat.v1.Contact\"l\n\rInviteRequest\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.distqat.v1.RoundRef\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12&\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x14.distqat.v1.Endpoint\"P\n\x0bInviteReply\x12\x0f\n\x07joining\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07leading\x18\x03 \x01(\x08\x12\x0f\n\x07held_up\x18\x04 \x01(\x08\"\xea\x02\n\x0bJoinRequest\x12#\n\x05round\x18\x01 \x01(\x0b\x32\x14.distqat.v1.RoundRef\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12&\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x0f\n\x07samples\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x10\n\x08\x65lements\x18\x06 \x01(\x04\x12\x0c\n\x04norm\x18\x07 \x01(\x01\x12 \n\x05rates\x18\x08 \x01(\x0b\x32\x11.distqat.v1.Rates\x12\r\n\x05\x63odec\x18\t \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\n \x01(\t\x12\x11\n\thas_voice\x18\x0b \x01(\x08\x12 \n\x05\x64oubt\x18\x0c \x01(\x0b\x32\x11.distqat.v1.Doubt\x12%\n\x08\x63ontacts\x18\r \x03(\x0b\x32\x13.distqat.v1.Contact\x12$\n\x07origins\x18\x0e \x03(\x0b\x32\x13.distqat.v1.StepRef\"\xaf\x01\n\x06Member\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\x0f\n\x07samples\x18\x03 \x01(\x04\x12\r\n\x05\x62\x65gin\x18\x04 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x04\x12\x0c\n\x04norm\x18\x06 \x01(\x01\x12\x0e\n\x06\x66\x61\x63tor\x18\x07 \x01(\x01\x12$\n\x07origins\x18\x08 \x03(\x0b\x32\x13.distqat.v1.StepRef\"]\n\tJoinReply\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x11.distqat.v1.GroupH\x00\x12\"\n\x05stale\x18\x02 \x01(\x0b\x32\x11.distqat.v1.StaleH\x00\x42\x08\n\x06\x61nswer\"]\n\x05Group\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12#\n\x07members\x18\x02 \x03(\x0b\x32\x12.distqat.v1.Member\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x0f\n\x07settles\x18\x04 \x01(\t\"]\n\x05Stale\x12\r\n\x05\x64onor\x18\x01 \x01(\t\x12&\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x14.distqat.v1.Endpoint\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"F\n\nSliceFrame\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x17.distqat.v1.SliceHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"]\n\x0bSliceHeader\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12 \n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x11.distqat.v1.Chunk\"l\n\x0bVoteRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x10\n\x08prepared\x18\x03 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0c\n\x04lost\x18\x06 \x01(\t\"k\n\tVoteReply\x12\x11\n\tcommitted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04lost\x18\x03 \x03(\t\x12\x0e\n\x06\x62lamed\x18\x04 \x03(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\r\n\x05\x64onor\x18\x06 \x01(\t\"L\n\x0cLeaveRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x0c\n\x04peer\x18\x03 \x01(\t\"\x0c\n\nLeaveReply\"\x0e\n\x0cProbeRequest\"\x0c\n\nProbeReply2\xef\x02\n\tAveraging\x12<\n\x06Invite\x12\x19.distqat.v1.InviteRequest\x1a\x17.distqat.v1.InviteReply\x12\x36\n\x04Join\x12\x17.distqat.v1.JoinRequest\x1a\x15.distqat.v1.JoinReply\x12>\n\x08\x45xchange\x12\x16.distqat.v1.SliceFrame\x1a\x16.distqat.v1.SliceFrame(\x01\x30\x01\x12\x36\n\x04Vote\x12\x17.distqat.v1.VoteRequest\x1a\x15.distqat.v1.VoteReply\x12\x39\n\x05Leave\x12\x18.distqat.v1.LeaveRequest\x1a\x16.distqat.v1.LeaveReply\x12\x39\n\x05Probe\x12\x18.distqat.v1.ProbeRequest\x1a\x16.distqat.v1.ProbeReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,33 +43,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVITEREQUEST']._serialized_start=306
   _globals['_INVITEREQUEST']._serialized_end=414
   _globals['_INVITEREPLY']._serialized_start=416
-  _globals['_INVITEREPLY']._serialized_end=479
-  _globals['_JOINREQUEST']._serialized_start=482
-  _globals['_JOINREQUEST']._serialized_end=844
-  _globals['_MEMBER']._serialized_start=847
-  _globals['_MEMBER']._serialized_end=1022
-  _globals['_JOINREPLY']._serialized_start=1024
-  _globals['_JOINREPLY']._serialized_end=1117
-  _globals['_GROUP']._serialized_start=1119
-  _globals['_GROUP']._serialized_end=1212
-  _globals['_STALE']._serialized_start=1214
-  _globals['_STALE']._serialized_end=1307
-  _globals['_SLICEFRAME']._serialized_start=1309
-  _globals['_SLICEFRAME']._serialized_end=1379
-  _globals['_SLICEHEADER']._serialized_start=1381
-  _globals['_SLICEHEADER']._serialized_end=1474
-  _globals['_VOTEREQUEST']._serialized_start=1476
-  _globals['_VOTEREQUEST']._serialized_end=1584
-  _globals['_VOTEREPLY']._serialized_start=1586
-  _globals['_VOTEREPLY']._serialized_end=1693
-  _globals['_LEAVEREQUEST']._serialized_start=1695
-  _globals['_LEAVEREQUEST']._serialized_end=1771
-  _globals['_LEAVEREPLY']._serialized_start=1773
-  _globals['_LEAVEREPLY']._serialized_end=1785
-  _globals['_PROBEREQUEST']._serialized_start=1787
-  _globals['_PROBEREQUEST']._serialized_end=1801
-  _globals['_PROBEREPLY']._serialized_start=1803
-  _globals['_PROBEREPLY']._serialized_end=1815
-  _globals['_AVERAGING']._serialized_start=1818
-  _globals['_AVERAGING']._serialized_end=2185
+  _globals['_INVITEREPLY']._serialized_end=496
+  _globals['_JOINREQUEST']._serialized_start=499
+  _globals['_JOINREQUEST']._serialized_end=861
+  _globals['_MEMBER']._serialized_start=864
+  _globals['_MEMBER']._serialized_end=1039
+  _globals['_JOINREPLY']._serialized_start=1041
+  _globals['_JOINREPLY']._serialized_end=1134
+  _globals['_GROUP']._serialized_start=1136
+  _globals['_GROUP']._serialized_end=1229
+  _globals['_STALE']._serialized_start=1231
+  _globals['_STALE']._serialized_end=1324
+  _globals['_SLICEFRAME']._serialized_start=1326
+  _globals['_SLICEFRAME']._serialized_end=1396
+  _globals['_SLICEHEADER']._serialized_start=1398
+  _globals['_SLICEHEADER']._serialized_end=1491
+  _globals['_VOTEREQUEST']._serialized_start=1493
+  _globals['_VOTEREQUEST']._serialized_end=1601
+  _globals['_VOTEREPLY']._serialized_start=1603
+  _globals['_VOTEREPLY']._serialized_end=1710
+  _globals['_LEAVEREQUEST']._serialized_start=1712
+  _globals['_LEAVEREQUEST']._serialized_end=1788
+  _globals['_LEAVEREPLY']._serialized_start=1790
+  _globals['_LEAVEREPLY']._serialized_end=1802
+  _globals['_PROBEREQUEST']._serialized_start=1804
+  _globals['_PROBEREQUEST']._serialized_end=1818
+  _globals['_PROBEREPLY']._serialized_start=1820
+  _globals['_PROBEREPLY']._serialized_end=1832
+  _globals['_AVERAGING']._serialized_start=1835
+  _globals['_AVERAGING']._serialized_end=2202
 # @@protoc_insertion_point(module_scope)

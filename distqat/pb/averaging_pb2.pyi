@@ -176,22 +176,26 @@ class InviteReply(_message.Message):
     JOINING_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     LEADING_FIELD_NUMBER: _builtins.int
+    HELD_UP_FIELD_NUMBER: _builtins.int
     joining: _builtins.bool
     """True when it will join at its next step boundary, false when it takes part in this round elsewhere."""
     reason: _builtins.str
     """Where, in one sentence."""
     leading: _builtins.bool
     """True when it forms this round itself and comes before the inviter in the order: join there."""
+    held_up: _builtins.bool
+    """True when it will join, but its step has come to a standstill: nobody knows when."""
     def __init__(
         self,
         *,
         joining: _builtins.bool = ...,
         reason: _builtins.str = ...,
         leading: _builtins.bool = ...,
+        held_up: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["joining", b"joining", "leading", b"leading", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_up", b"held_up", "joining", b"joining", "leading", b"leading", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

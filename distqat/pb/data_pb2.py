@@ -25,25 +25,29 @@ _sym_db = _symbol_database.Default()
 from distqat.pb import common_pb2 as distqat_dot_pb_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64istqat/pb/data.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"/\n\x0c\x42ooksRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\"\x1a\n\nBooksReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"p\n\x0c\x43laimRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x0f\n\x07samples\x18\x03 \x01(\r\x12\x0e\n\x06serial\x18\x04 \x01(\x04\x12\x0c\n\x04step\x18\x05 \x01(\x04\"i\n\nClaimReply\x12\r\n\x05\x63laim\x18\x01 \x01(\x04\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06serial\x18\x06 \x01(\x04\"d\n\x0eResolveRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05\x63laim\x18\x02 \x01(\x04\x12\x11\n\tcommitted\x18\x03 \x01(\x08\x12\x0f\n\x07refused\x18\x04 \x01(\t\"3\n\x0cResolveReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x11\n\tcommitted\x18\x02 \x01(\x04\x32\xbd\x01\n\x04\x44\x61ta\x12\x39\n\x05\x43laim\x12\x18.distqat.v1.ClaimRequest\x1a\x16.distqat.v1.ClaimReply\x12?\n\x07Resolve\x12\x1a.distqat.v1.ResolveRequest\x1a\x18.distqat.v1.ResolveReply\x12\x39\n\x05\x42ooks\x12\x18.distqat.v1.BooksRequest\x1a\x16.distqat.v1.BooksReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64istqat/pb/data.proto\x12\ndistqat.v1\x1a\x17\x64istqat/pb/common.proto\"/\n\x0cWhereRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\".\n\nWhereReply\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"/\n\x0c\x42ooksRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\"\x1a\n\nBooksReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"p\n\x0c\x43laimRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x0f\n\x07samples\x18\x03 \x01(\r\x12\x0e\n\x06serial\x18\x04 \x01(\x04\x12\x0c\n\x04step\x18\x05 \x01(\x04\"i\n\nClaimReply\x12\r\n\x05\x63laim\x18\x01 \x01(\x04\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06serial\x18\x06 \x01(\x04\"d\n\x0eResolveRequest\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.distqat.v1.RunRef\x12\r\n\x05\x63laim\x18\x02 \x01(\x04\x12\x11\n\tcommitted\x18\x03 \x01(\x08\x12\x0f\n\x07refused\x18\x04 \x01(\t\"3\n\x0cResolveReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x11\n\tcommitted\x18\x02 \x01(\x04\x32\xf8\x01\n\x04\x44\x61ta\x12\x39\n\x05\x43laim\x12\x18.distqat.v1.ClaimRequest\x1a\x16.distqat.v1.ClaimReply\x12?\n\x07Resolve\x12\x1a.distqat.v1.ResolveRequest\x1a\x18.distqat.v1.ResolveReply\x12\x39\n\x05\x42ooks\x12\x18.distqat.v1.BooksRequest\x1a\x16.distqat.v1.BooksReply\x12\x39\n\x05Where\x12\x18.distqat.v1.WhereRequest\x1a\x16.distqat.v1.WhereReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'distqat.pb.data_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BOOKSREQUEST']._serialized_start=62
-  _globals['_BOOKSREQUEST']._serialized_end=109
-  _globals['_BOOKSREPLY']._serialized_start=111
-  _globals['_BOOKSREPLY']._serialized_end=137
-  _globals['_CLAIMREQUEST']._serialized_start=139
-  _globals['_CLAIMREQUEST']._serialized_end=251
-  _globals['_CLAIMREPLY']._serialized_start=253
-  _globals['_CLAIMREPLY']._serialized_end=358
-  _globals['_RESOLVEREQUEST']._serialized_start=360
-  _globals['_RESOLVEREQUEST']._serialized_end=460
-  _globals['_RESOLVEREPLY']._serialized_start=462
-  _globals['_RESOLVEREPLY']._serialized_end=513
-  _globals['_DATA']._serialized_start=516
-  _globals['_DATA']._serialized_end=705
+  _globals['_WHEREREQUEST']._serialized_start=62
+  _globals['_WHEREREQUEST']._serialized_end=109
+  _globals['_WHEREREPLY']._serialized_start=111
+  _globals['_WHEREREPLY']._serialized_end=157
+  _globals['_BOOKSREQUEST']._serialized_start=159
+  _globals['_BOOKSREQUEST']._serialized_end=206
+  _globals['_BOOKSREPLY']._serialized_start=208
+  _globals['_BOOKSREPLY']._serialized_end=234
+  _globals['_CLAIMREQUEST']._serialized_start=236
+  _globals['_CLAIMREQUEST']._serialized_end=348
+  _globals['_CLAIMREPLY']._serialized_start=350
+  _globals['_CLAIMREPLY']._serialized_end=455
+  _globals['_RESOLVEREQUEST']._serialized_start=457
+  _globals['_RESOLVEREQUEST']._serialized_end=557
+  _globals['_RESOLVEREPLY']._serialized_start=559
+  _globals['_RESOLVEREPLY']._serialized_end=610
+  _globals['_DATA']._serialized_start=613
+  _globals['_DATA']._serialized_end=861
 # @@protoc_insertion_point(module_scope)

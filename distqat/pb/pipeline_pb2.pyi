@@ -365,6 +365,7 @@ class Microbatch(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     SENT_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
+    WARMUP_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step to which it belongs, counted from 1."""
     index: _builtins.int
@@ -383,9 +384,13 @@ class Microbatch(_message.Message):
     """Seconds of the sender's clock when it left."""
     claim: _builtins.int
     """Claim on the run's samples that the step's batch was cut from; zero: none."""
+    warmup: _builtins.float
+    """Part of the run's budget that warms the learning rate up; zero: none, above 1: more than the budget."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TensorHeader]:
-        """The tensors in the payload: "hidden" (or "inputs" at stage 0) and the targets."""
+        """The tensors in the payload: "hidden" (or "inputs" at stage 0) and the targets; in a model that is tied also "tied",
+        which the last stage borrows from stage 0, with the first microbatch after it has changed.
+        """
 
     def __init__(
         self,
@@ -400,10 +405,11 @@ class Microbatch(_message.Message):
         progress: _builtins.float = ...,
         sent: _builtins.float = ...,
         claim: _builtins.int = ...,
+        warmup: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_samples", b"batch_samples", "claim", b"claim", "count", b"count", "index", b"index", "progress", b"progress", "samples", b"samples", "sent", b"sent", "step", b"step", "tensors", b"tensors", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_samples", b"batch_samples", "claim", b"claim", "count", b"count", "index", b"index", "progress", b"progress", "samples", b"samples", "sent", b"sent", "step", b"step", "tensors", b"tensors", "train", b"train", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -449,7 +455,9 @@ class Gradient(_message.Message):
     """Seconds of the sender's clock when it left."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TensorHeader]:
-        """The tensor in the payload; none on the way from stage 0 to the trainer."""
+        """The tensors in the payload: "gradient", and on the last microbatch of a step, in a model that is tied, "tied", of the
+        tensor that the last stage borrows; none on the way from stage 0 to the trainer.
+        """
 
     @_builtins.property
     def square_norms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:

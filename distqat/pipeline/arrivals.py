@@ -15,7 +15,7 @@ from distqat.ids import MicrobatchId
 from distqat.pipeline.below import Below
 from distqat.pipeline.freight import Freight, Named
 from distqat.pipeline.hop import Hop
-from distqat.pipeline.hop_codecs import GRADIENT, HIDDEN, INPUTS
+from distqat.pipeline.hop_codecs import GRADIENT, HIDDEN, INPUTS, TIED
 from distqat.pipeline.host import Post
 from distqat.pipeline.schedule import Forward, Schedule, Work
 from distqat.pipeline.standing import StepSize
@@ -35,9 +35,10 @@ class Arrivals:
         self._up = up
         self._input_name = INPUTS if stage.index == 0 else HIDDEN
         self._inputs: dict[Forward, tuple[Microbatch, dict[str, torch.Tensor]]] = {}  # Arrived, not begun.
-        self._gradients: dict[MicrobatchId, tuple[Gradient, torch.Tensor]] = {}  # Arrived, not begun.
+        self._gradients: dict[MicrobatchId, tuple[Gradient, dict[str, torch.Tensor]]] = {}  # Arrived, not begun.
         self._commits: dict[int, Commit] = {}  # Of steps; arrived, not begun.
         self._changed = asyncio.Event()  # Set whenever there may be something to do.
+        self._is_lent = False  # Whether the tied tensor has come on this route.
         self._closing = False  # The trainer has finished: do what is ordered, then end.
         self._asked = 0  # Serial of the last request to settle that was passed on.
         self._agreed = {"here": 0, "below": 0}  # Serials of the last request to settle that was done.
@@ -57,9 +58,10 @@ class Arrivals:
         message, named = self._inputs.pop(work)
         return message, named.pop(self._input_name), named
 
-    def gradient(self, id: MicrobatchId) -> tuple[Gradient, torch.Tensor]:
-        """Of a microbatch: the message, and its tensor."""
-        return self._gradients.pop(id)
+    def gradient(self, id: MicrobatchId) -> tuple[Gradient, torch.Tensor, torch.Tensor | None]:
+        """Of a microbatch: the message, its tensor, and with a step's last one the gradient of the tied tensor."""
+        message, named = self._gradients.pop(id)
+        return message, named[GRADIENT], named.get(TIED)
 
     def commit(self, step: int) -> Commit:
         """What stage 0 has decided of a step that is to be committed."""
@@ -88,11 +90,23 @@ class Arrivals:
     async def _take(self, message: Microbatch, named: dict[str, torch.Tensor]) -> None:
         if self._input_name not in named:
             raise MessageError(f"a microbatch without '{self._input_name}' for {self._post.stage.name}")
+        self._check_loan(message, named)
         if message.train:
-            size = StepSize(message.count, message.batch_samples, message.progress, message.claim)
+            size = StepSize(message.count, message.batch_samples, message.progress, message.claim, message.warmup)
             self._post.standing.note_size(message.step, size)
         self.schedule.forward_arrived(message.id, message.count, message.train)
         self._inputs[Forward(message.id, message.train)] = (message, named)
+
+    def _check_loan(self, message: Microbatch, named: Named) -> None:
+        """The tied tensor comes from stage 0 in front of whatever is computed with it, and never amid a step."""
+        stage = self._post.stage
+        if not stage.tie.travels:
+            return
+        if TIED in named and (stage.index == 0 or (message.train and message.index > 0)):
+            raise MessageError(f"the tied tensor came with microbatch {message.id} to {stage.name}")
+        self._is_lent |= TIED in named
+        if stage.index > 0 and not self._is_lent:
+            raise MessageError(f"microbatch {message.id} came to {stage.name} before the tied tensor")
 
     def _take_commit(self, message: Commit) -> None:
         size = self._post.standing.size(message.step)
@@ -123,12 +137,13 @@ class Arrivals:
     def _take_gradient(self, message: Gradient, named: dict[str, torch.Tensor]) -> None:
         if GRADIENT not in named:
             raise MessageError("a gradient without a tensor")
-        size = self._post.standing.size(message.step)
-        is_last = size is not None and message.index == size.count - 1
+        is_last = self._post.standing.is_last(message.id)
+        if (TIED in named) != (is_last and self._post.stage.tie.travels):
+            raise MessageError(f"{sorted(named)} with the gradient of {message.id}")
         if bool(message.square_norms) != (is_last and self._post.limits.needs_norms):
             raise MessageError(f"{len(message.square_norms)} norms with the gradient of {message.id}")
         self.schedule.backward_arrived(message.id)
-        self._gradients[message.id] = (message, named[GRADIENT])
+        self._gradients[message.id] = (message, named)
 
     async def _answered(self, below: Below, message: Message) -> None:
         match message:

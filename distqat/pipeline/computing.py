@@ -14,8 +14,10 @@ from distqat.ids import MicrobatchId
 from distqat.model.agreement import Verdict, decide
 from distqat.model.device import Priority
 from distqat.model.faults import contained
+from distqat.pipeline.hop_codecs import TIED
 from distqat.pipeline.host import Post
 from distqat.pipeline.words import Gradient, Microbatch
+from distqat.wire.tensors import Sent
 
 T = TypeVar("T")
 
@@ -30,6 +32,8 @@ class Answer:
     """What the last stage says of it: "loss" and others."""
     square_norms: tuple[float, ...] = ()
     """Of the whole step, by block from here to the end of the model: with its last microbatch, if they are needed."""
+    tied: torch.Tensor | None = None
+    """The last stage's gradient of the tensor that it borrows: with the step's last microbatch."""
 
 
 class Computing:
@@ -38,29 +42,47 @@ class Computing:
     def __init__(self, post: Post) -> None:
         self._post = post
         self._stage = post.stage
+        self._lent = -1  # The edition of the tied tensor that went down on this route last; -1: none.
 
-    async def forward(self, message: Microbatch, hidden: torch.Tensor) -> torch.Tensor:
-        """The stage's output. Raises TensorError, StaleError, as everything here does."""
-        work = partial(self._stage.forward, message.id, hidden, message.train)
+    async def lend(self) -> dict[str, torch.Tensor]:
+        """In stage 0, before a forward: the tied tensor by its name, if the last stage does not have it as it is."""
+        tie = self._stage.tie
+        if not tie.travels or self._stage.index or tie.edition == self._lent:
+            return {}
+        self._lent = tie.edition
+        return {TIED: await self._post.host.device.run(tie.lend, Priority.FORWARD)}
+
+    async def forward(self, message: Microbatch, hidden: torch.Tensor) -> Sent:
+        """The stage's output, as it travels. Raises TensorError, StaleError, as everything here does."""
+        work = partial(self._stage.send, message.id, hidden, message.train)
         return await self._run("forward", message.id, work, Priority.FORWARD, message.train)
 
     async def loss(self, message: Microbatch, hidden: torch.Tensor, targets: dict[str, torch.Tensor]) -> Answer:
-        """In the last stage: forward, loss and backward."""
+        """In the last stage: forward, loss and backward, with the tied tensor if that came along."""
+        borrowed = targets.pop(TIED, None) if self._stage.tie.travels else None
 
         def work() -> Answer:
+            if borrowed is not None:
+                self._stage.tie.borrow(borrowed)
             result = self._stage.loss(message.id, hidden, targets, message.batch_samples, message.train)
             if not message.train:
                 return Answer(None, result.sums)
-            return Answer(result.gradient, result.sums, self._square_norms(message.id, ()))
+            is_due = self._stage.tie.travels and self._post.standing.is_last(message.id)
+            tied = self._stage.tie.give_back() if is_due else None
+            return Answer(result.gradient, result.sums, self._square_norms(message.id, ()), tied)
 
         return await self._run("loss", message.id, work, Priority.BACKWARD, message.train)
 
-    async def backward(self, message: Gradient, gradient: torch.Tensor) -> Answer:
+    async def backward(self, message: Gradient, gradient: torch.Tensor, tied: torch.Tensor | None) -> Answer:
         """From the answer of the stage below, the one for the stage above."""
+        stage = self._stage
 
         def work() -> Answer:
-            entered = self._stage.backward(message.id, gradient)
-            return Answer(entered, message.sums, self._square_norms(message.id, message.square_norms))
+            if tied is not None and stage.index == 0:
+                # First: when the last microbatch is counted, the step is complete.
+                stage.tie.take_back(tied, stage.training.precision == "fp16")
+            entered = stage.backward(message.id, gradient)
+            return Answer(entered, message.sums, self._square_norms(message.id, message.square_norms), tied)
 
         return await self._run("backward", message.id, work, Priority.BACKWARD)
 
@@ -94,8 +116,6 @@ class Computing:
     # On the device's thread.
 
     def _square_norms(self, id: MicrobatchId, below: tuple[float, ...]) -> tuple[float, ...]:
-        size = self._post.standing.size(id.step)
-        # Microbatches are answered in the order of their indices.
-        if not self._post.limits.needs_norms or size is None or id.index < size.count - 1:
+        if not self._post.limits.needs_norms or not self._post.standing.is_last(id):
             return ()
         return (*self._stage.square_norms(id.step), *below)

@@ -23,11 +23,11 @@ from distqat.timeline import OpenSpan, Timeline
 from distqat.times import DOWN, UP, LinkState
 from distqat.wire.compression import Compression
 from distqat.wire.payload import NO_PAYLOAD, Payload
-from distqat.wire.tensors import DTYPES, TensorHeader
+from distqat.wire.tensors import DTYPES, Sent, TensorHeader
 
 CPU = torch.device("cpu")
 
-Named = Mapping[str, torch.Tensor]
+Named = Mapping[str, Sent]
 
 Bulk = Microbatch | Gradient
 

@@ -185,7 +185,7 @@ class Hop:
 
 
 async def pack(
-    named: Mapping[str, torch.Tensor], codec: str | Mapping[str, str], compression: Compression | None = None
+    named: Mapping[str, tensors.Sent], codec: str | Mapping[str, str], compression: Compression | None = None
 ) -> tuple[tuple[TensorHeader, ...], Payload]:
     """Encode tensors, each with the codec that is named for it; large ones on a thread, so that the loop goes on.
 

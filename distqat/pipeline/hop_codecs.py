@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Literal
 
 from distqat.errors import MessageError
-from distqat.sections import WireSection
+from distqat.wire.codecs.learned import Form
 from distqat.wire.tensors import DTYPES, TensorHeader
+from distqat.wire_sections import WireSection
 
 INPUTS = "inputs"
 HIDDEN = "hidden"
 GRADIENT = "gradient"
+TIED = "tied"
+"""Down: the tensor that the last stage borrows from the first one. Up: its gradient. It travels exactly, both ways."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,17 @@ def names_of(stage_name: str, num_stages: int) -> list[str]:
     return [f"{model}/{index}" for index in range(num_stages)]
 
 
-def codecs_of(wire: WireSection, stage_names: Sequence[str], stage: int) -> HopCodecs:
-    """Codecs of the hop above `stage`; the trainer stands above stage 0 and gets no tensors back."""
+def codecs_of(wire: WireSection, stage_names: Sequence[str], stage: int, has_offsets: bool = False) -> HopCodecs:
+    """Codecs of the hop above `stage`; the trainer stands above stage 0 and gets no tensors back.
+
+    `has_offsets`: whether learned codes count from a learned offset.
+    """
     if stage == 0:
         return HopCodecs(wire.inputs)
     above, below = stage_names[stage - 1], stage_names[stage]
-    return HopCodecs(_chosen(wire, above, "activations"), _chosen(wire, below, "gradients"))
+    codes = wire.learned_of(above)
+    down = wire.activations_of(above) if codes is None else Form.of(codes, has_offsets).name
+    return HopCodecs(down, wire.gradients_of(below))
 
 
 def check_codecs(headers: Iterable[TensorHeader], agreed: str) -> None:
@@ -55,13 +61,3 @@ def check_codecs(headers: Iterable[TensorHeader], agreed: str) -> None:
         codec = agreed if is_bulk and dtype is not None and dtype.is_floating_point else "none"
         if header.codec != codec:
             raise MessageError(f"tensor '{header.name}' came as {header.codec}, where {codec} was agreed")
-
-
-def _chosen(wire: WireSection, sender: str, what: Literal["activations", "gradients"]) -> str:
-    """The last override that speaks of this sender wins, as later lines of a config do."""
-    codec: str = getattr(wire, what)
-    for override in wire.overrides:
-        other: str | None = getattr(override, what)
-        if other is not None and fnmatchcase(sender, override.stages):
-            codec = other
-    return codec

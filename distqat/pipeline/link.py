@@ -89,17 +89,24 @@ class Link:
         return await self.result(step)
 
     async def submit(
-        self, step: int, tensors: Mapping[str, torch.Tensor], microbatches: int, progress: float = 0.0, claim: int = 0
+        self,
+        step: int,
+        tensors: Mapping[str, torch.Tensor],
+        microbatches: int,
+        progress: float = 0.0,
+        claim: int = 0,
+        warmup: float = 0.0,
     ) -> None:
         """Give a step to the route; waits while two are under way. Raises StaleError unless it is the next one.
 
-        `progress` is the part of the run's budget, 0 to 1, that lay before the batch: the clock of the learning rate.
-        `claim` names the batch in the run's books, and is what the stages remember of it.
+        `progress` is the part of the run's budget, 0 to 1, that lay before the batch: the clock of the learning rate;
+        `warmup` is the part that warms it up. `claim` names the batch in the run's books, and is what the stages
+        remember of it.
         """
         await self._until(lambda: not self._exclusive and self._steps < MAX_STEPS_AHEAD)
         if step != self._submitted + 1:
             raise StaleError(f"step {step} was submitted where step {self._submitted + 1} comes next")
-        pieces = pieces_of(step, tensors, microbatches, train=True, progress=progress, claim=claim)
+        pieces = pieces_of(step, tensors, microbatches, train=True, progress=progress, claim=claim, warmup=warmup)
         self._submitted = step
         self._results.begin(step, len(pieces))
         await self._give(pieces)

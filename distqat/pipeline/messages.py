@@ -16,6 +16,7 @@ from distqat.errors import MessageError
 from distqat.ids import StageIndex
 from distqat.model.agreement import Verdict
 from distqat.pb import pipeline_pb2 as pb
+from distqat.pipeline.hop_codecs import TIED
 from distqat.pipeline.route import fault_of_seats
 from distqat.pipeline.words import (
     Busy,
@@ -154,11 +155,13 @@ def _fault_of_microbatch(message: Microbatch) -> str:
         return f"{message.samples} samples of {message.batch_samples}"
     if not math.isfinite(message.progress):
         return f"progress {message.progress}"
+    if not 0 <= message.warmup < math.inf:
+        return f"warmup {message.warmup}"
     return _fault_of_stamp(message) or _fault_of_tensors(message.tensors)
 
 
 def _fault_of_gradient(message: Gradient) -> str:
-    if len(message.tensors) > 1:
+    if [header.name for header in message.tensors[1:]] not in ([], [TIED]):
         return f"{len(message.tensors)} tensors"
     if len(message.square_norms) > MAX_NORMS:
         return f"{len(message.square_norms)} norms"

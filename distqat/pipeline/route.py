@@ -9,7 +9,8 @@ from distqat.config import RunConfig
 from distqat.errors import DistqatError, RouteError
 from distqat.ids import PeerId, PipelineId, Seat, StageIndex
 from distqat.model.agreement import needs_norms
-from distqat.sections import OptimizerSection, Precision, WireSection
+from distqat.sections import OptimizerSection, Precision
+from distqat.wire_sections import WireSection
 
 
 class HopError(RouteError):
@@ -83,6 +84,8 @@ class Limits:
     """Microbatches that a stage holds at most."""
     wire: WireSection = field(default_factory=WireSection)
     """Codecs and compression."""
+    has_offsets: bool = False
+    """Whether learned codes count from a learned offset."""
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     """For clipping."""
     precision: Precision = "fp32"
@@ -99,6 +102,7 @@ class Limits:
             settle=3 * config.sync.max_wait + stall,
             max_in_flight=config.pipeline.max_in_flight,
             wire=config.wire,
+            has_offsets=config.quant.has_offsets,
             optimizer=config.optimizer,
             precision=config.train.precision,
         )

@@ -145,7 +145,8 @@ class PipelineService:
                 f"the route wants stages {seat.stage} to {last.stage} from here on; "
                 f"this expert holds stage {stage.index} of {stage.num_stages}"
             )
-        agreed = codecs_of(self.limits.wire, names_of(stage.name, stage.num_stages), stage.index)
+        names = names_of(stage.name, stage.num_stages)
+        agreed = codecs_of(self.limits.wire, names, stage.index, self.limits.has_offsets)
         if opening.codecs != agreed:
             above = "the trainer" if seat.stage == 0 else f"stage {seat.stage - 1}"
             raise RefusedError(
@@ -201,7 +202,8 @@ class PipelineService:
         if len(opening.seats) == 1:
             await self._work_from(tenure, post, above, None, Opened(step, verdict))
             return
-        codecs = codecs_of(limits.wire, names_of(stage.name, stage.num_stages), stage.index + 1)
+        names = names_of(stage.name, stage.num_stages)
+        codecs = codecs_of(limits.wire, names, stage.index + 1, limits.has_offsets)
         rest = replace(opening, step=step, verdict=verdict, seats=opening.seats[1:], sender=self._me, codecs=codecs)
         async with open_below(self._transport, rest, limits, pace) as below:
             await self._work_from(tenure, post, above, below, Opened(below.step, below.verdict))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distqat.errors import FencedError, MessageError, StaleError
-from distqat.ids import PipelineId, StepRef
+from distqat.ids import MicrobatchId, PipelineId, StepRef
 from distqat.model.agreement import Verdict
 from distqat.model.terms import Terms
 from distqat.pipeline.words import AS_IT_IS
@@ -40,6 +40,11 @@ class Held:
     version: int | None
     complete: int | None = None
 
+    def is_new_to(self, step: int) -> bool:
+        """Whether it takes that step as it is. No step is committed without all stages of its route, so who lacks two
+        has been away, and another has applied them in its place."""
+        return self.version is None or self.version <= step - 2
+
 
 @dataclass(frozen=True)
 class StepSize:
@@ -51,6 +56,8 @@ class StepSize:
     """Part of the run's budget that lay before it, 0 to 1."""
     claim: int = 0
     """On the samples that it is of; 0: none."""
+    warmup: float = 0.0
+    """Part of the run's budget that warms the learning rate up."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +71,16 @@ class LastStep:
 
 def step_to_pass_on(step: int, held: Held) -> int:
     """The step for the stages below, when the ones above speak of `step`. Raises StaleError."""
-    if held.version is None or held.version == step or _can_apply(step, held):
+    if held.is_new_to(step) or held.version == step or _can_apply(step, held):
         return step
     if held.version == step + 1:
-        return held.version
+        return step + 1
     raise StaleError(_apart(step, held))
 
 
 def has_to_apply(step: int, held: Held) -> bool:
     """Whether the held gradients are those of `step`, which is committed. Raises StaleError when it is out of reach."""
-    if held.version is None or held.version == step:
+    if held.is_new_to(step) or held.version == step:
         return False
     if _can_apply(step, held):
         return True
@@ -129,6 +136,11 @@ class Standing:
         """Of a step that has begun; None when nothing of it was here."""
         return self._sizes.get(step)
 
+    def is_last(self, id: MicrobatchId) -> bool:
+        """Whether it is the last microbatch of its step; they are answered in the order of their indices."""
+        size = self.size(id.step)
+        return size is not None and id.index == size.count - 1
+
     # What follows touches the stage, so it runs on the device's thread.
 
     def held(self, stage: Stage, pipeline: PipelineId) -> Held:
@@ -151,7 +163,7 @@ class Standing:
             self.apply(stage, step, verdict)
         else:
             stage.drop_pending()
-            if held.version is None:
+            if held.is_new_to(step):
                 stage.adopt_version(step)
             self._decided(stage, verdict)
         self._stage, self._pipeline = stage, pipeline
@@ -168,7 +180,7 @@ class Standing:
         """Apply the step's gradients as was decided, and remember that the host has to hear of it."""
         pipeline, size = self._pipeline, self._sizes[step]
         assert pipeline is not None
-        stage.commit(step, Terms(size.progress, verdict.factor))
+        stage.commit(step, Terms(size.progress, verdict.factor, size.warmup))
         # In the same breath: whoever waits for this may be cancelled, and the samples must still be counted once.
         self.owed.append((StepRef(pipeline, step), size.samples))
         self._remember(pipeline, LastStep(step, size.claim, verdict))

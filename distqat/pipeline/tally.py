@@ -94,6 +94,7 @@ def pieces_of(
     train: bool,
     progress: float = 0.0,
     claim: int = 0,
+    warmup: float = 0.0,
 ) -> list[Piece]:
     """The microbatches of a batch. Raises DataError when it has no inputs, or not as many targets."""
     sizes = {len(tensor) for tensor in tensors.values()}
@@ -104,7 +105,9 @@ def pieces_of(
     ranges = split(samples, microbatches)
     return [
         (
-            Microbatch(step, index, len(ranges), samples, train, len(part), progress=progress, claim=claim),
+            Microbatch(
+                step, index, len(ranges), samples, train, len(part), progress=progress, claim=claim, warmup=warmup
+            ),
             {name: tensor[part.start : part.stop] for name, tensor in tensors.items()},
         )
         for index, part in enumerate(ranges)

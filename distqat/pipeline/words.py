@@ -68,6 +68,8 @@ class Microbatch:
     sent: float = stamp()
     claim: int = 0
     """On the run's samples, which the batch was cut from; 0: none."""
+    warmup: float = 0.0
+    """Part of the run's budget that warms the learning rate up; the same for all microbatches."""
 
     @property
     def id(self) -> MicrobatchId:
@@ -77,7 +79,8 @@ class Microbatch:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Up: gradient of one microbatch's inputs; from stage 0 to the trainer without a tensor."""
+    """Up: gradient of one microbatch's inputs, with a step's last one that of the tied tensor; from stage 0 to the
+    trainer without tensors."""
 
     step: int
     index: int

@@ -17,7 +17,7 @@ from distqat.pipeline.below import Below
 from distqat.pipeline.computing import Answer, Computing
 from distqat.pipeline.freight import Freight
 from distqat.pipeline.hop import Hop
-from distqat.pipeline.hop_codecs import GRADIENT, HIDDEN, codecs_of, names_of
+from distqat.pipeline.hop_codecs import GRADIENT, HIDDEN, TIED, codecs_of, names_of
 from distqat.pipeline.host import Post
 from distqat.pipeline.pace import PaceState
 from distqat.pipeline.schedule import Agree, Apply, Backward, Forward, Statistics, Work
@@ -38,11 +38,11 @@ class Worker:
         self._below = below  # None in the last stage.
         self._up: Mailbox[Parcel | None] = Mailbox(f"answers of {stage.name}", room)  # None: no more will come.
         self._down: Mailbox[Parcel | None] = Mailbox(f"outputs of {stage.name}", room)
-        codecs = codecs_of(limits.wire, names, stage.index)
+        codecs = codecs_of(limits.wire, names, stage.index, limits.has_offsets)
         self._upward = Freight("above", above, codecs, post.timeline, post.pace, device)
         self._downward: Freight | None = None  # None in the last stage.
         if below is not None:
-            codecs = codecs_of(limits.wire, names, stage.index + 1)
+            codecs = codecs_of(limits.wire, names, stage.index + 1, limits.has_offsets)
             self._downward = Freight("below", below, codecs, post.timeline, post.pace, device)
         self._arrivals = Arrivals(post, self._up)
         self._schedule = self._arrivals.schedule
@@ -128,16 +128,19 @@ class Worker:
             else:
                 await self._up.put((Outcome(message.step, message.index, answer.sums), {}))
         else:
+            lent = await self._computing.lend()
             output = await self._computing.forward(message, hidden)
             self._schedule.done(work)
             self._below.watch.owe()
-            await self._down.put((message, {HIDDEN: output, **targets}))
+            await self._down.put((message, {HIDDEN: output, **targets, **lent}))
 
     async def _answer(self, id: MicrobatchId, answer: Answer) -> None:
         norms = answer.square_norms
         if self._stage.index == 0:
             self._square_norms, norms = norms, ()
         named = {} if answer.gradient is None else {GRADIENT: answer.gradient}
+        if answer.tied is not None and self._stage.index:
+            named[TIED] = answer.tied
         await self._up.put((Gradient(id.step, id.index, square_norms=norms, sums=answer.sums), named))
 
     async def _apply(self, work: Apply, step: int) -> None:

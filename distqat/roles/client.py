@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from distqat.aio import Backoff, supervise
 from distqat.config import RunConfig
 from distqat.data.ledger import Ledger
 from distqat.data.messages import SERVICE as DATA_SERVICE
+from distqat.data.reading import is_served
 from distqat.data.sampler import budget
 from distqat.data.service import data_service
 from distqat.data.sources import open_source
@@ -31,6 +32,7 @@ from distqat.roles.inquiry import Inquiry
 from distqat.roles.leases import Leases
 from distqat.roles.outlook import address
 from distqat.roles.planner import Planner
+from distqat.roles.provision import Provision, open_provision, without_server
 from distqat.roles.remote import Remote
 from distqat.roles.status import RoleStatus, RunStatus
 from distqat.rpc.handlers import task_group
@@ -71,6 +73,7 @@ class Client:
         self._ledger: Ledger | None = None  # None until the data set has been books.
         self._leases: Leases | None = None  # None until the run is known.
         self._planner: Planner | None = None  # None until this client plans.
+        self._provision = without_server(0)  # Nothing is known before it plans.
         self._is_draining = False
         self._suspected = asyncio.Event()  # Set when the peers are to be asked at once.
         self._events = context.telemetry.events
@@ -80,7 +83,8 @@ class Client:
 
     def status(self) -> RoleStatus:
         """Phase, reason, and the run."""
-        return RoleStatus("client", self._phase, str(self._reason), run=self._run_status())
+        said = (str(self._reason), self._provision.status())
+        return RoleStatus("client", self._phase, "; ".join(filter(None, said)), run=self._run_status())
 
     async def drain(self) -> None:
         """Plan no more; the pipelines that exist go on without this client."""
@@ -105,14 +109,24 @@ class Client:
         self._config = config = await context.run.wait()
         self._leases = leases = Leases(config.lease.min)
         self._phase = "joining"
-        self._reason.set(f"opening data source {config.data.source}")
-        source = await asyncio.to_thread(open_source, config.data)
+        provision: Provision | None = None
+        if not is_served(config):
+            self._reason.set(f"opening data source {config.data.source}")
+            source = await asyncio.to_thread(open_source, config)
+            provision = without_server(len(source.train))
         self._reason.set("waiting to hear who else is in the swarm")
         self._announce(False)
         await context.directory.wait_synced()
         path = context.state_dir / f"ledger-{config.id.digest}.json"
         stood_by = await self._wait_turn(path, config.id)
-        positions = budget(config.train.epochs, len(source.train))
+        async with nullcontext(provision) if provision else open_provision(context, config, self._reason) as provided:
+            self._provision = provided
+            await self._own(config, leases, path, stood_by)
+
+    async def _own(self, config: RunConfig, leases: Leases, path: Path, stood_by: PeerId | None) -> None:
+        """Open the books, and plan."""
+        context, provision = self._context, self._provision
+        positions = budget(config.train.epochs, provision.num_samples)
         books = await asyncio.to_thread(open_books, path, positions, self._has_progress(config.id))
         self._ledger = books.ledger
         inquiry = Inquiry(context, config.id, leases, partial(self._ask_all, leases), self._reason)
@@ -127,7 +141,7 @@ class Client:
                 # Who is there, what it drives, and what it has claimed, before anything is decided or handed out.
                 await inquiry.complete(books.ledger)
                 await books.save()
-                context.server.add(data_service(config.id, books.ledger, books.save))
+                context.server.add(data_service(config.id, books.ledger, books.save, provision.where))
                 group.create_task(self._watch_leases(leases))
                 await self._plan(self._planner, books)
         finally:

@@ -12,12 +12,14 @@ from distqat.config import RunConfig
 from distqat.data import metrics
 from distqat.data.claims import Claim
 from distqat.data.client import DataClient
+from distqat.data.reading import Reading
 from distqat.data.sampler import budget, progress
-from distqat.data.sources import Source
+from distqat.data.sources import source_shape
 from distqat.data.steplog import MOST_STEPS
 from distqat.discovery.records import Pace
 from distqat.errors import FencedError, StaleError
 from distqat.ids import PeerId, PipelineId, Seat, short
+from distqat.model.rates import warmup_fraction
 from distqat.pipeline.link import Link, StepResult, open_route
 from distqat.pipeline.route import HopError, Limits, Route, first_error
 from distqat.roles.batches import Pacing, microbatches_of
@@ -42,7 +44,7 @@ class Fuel:
     me: PeerId
     transport: Transport
     config: RunConfig
-    source: Source
+    reading: Reading
     telemetry: Telemetry
     paces: Callable[[], Sequence[Pace]]  # Of all pipelines of the run, as far as they are known now.
     suspect: Callable[[PeerId, str], None] = lambda peer, reason: None  # Told where a route broke, and why.
@@ -50,7 +52,12 @@ class Fuel:
     @property
     def budget(self) -> int:
         """Samples of the whole run."""
-        return budget(self.config.train.epochs, len(self.source.train))
+        return budget(self.config.train.epochs, self.reading.num_samples)
+
+    @property
+    def task(self) -> str:
+        """What is learned: cv, llm."""
+        return source_shape(self.config).task
 
 
 class Drive:
@@ -70,7 +77,7 @@ class Drive:
         self._draining = asyncio.Event()  # Set when no further step may begin.
         self._progress = Shown(begin.step, begin.verdict) if begin is not None else Shown()
         self._doubts = Doubts()
-        self._trials = Trials(fuel.source, fuel.config.data.microbatches)
+        self._trials = Trials(fuel.reading, fuel.task, fuel.config.data.microbatches)
         self._chronicle = Chronicle(fuel.telemetry.events, pipeline)
 
     def __repr__(self) -> str:
@@ -257,10 +264,11 @@ class Drive:
     async def _feed(self, link: Link, ready: asyncio.Queue[Portion | None]) -> None:
         """Submit step after step."""
         config, whole = self._fuel.config, self._fuel.budget
+        warmup = warmup_fraction(config.optimizer, config.data.batch, whole)
         while (portion := await self._supply.take()) is not None:
             batch = portion.batch
             tensors, microbatches = to_tensors(batch.tensors), microbatches_of(config.data, batch.samples)
-            await link.submit(portion.step, tensors, microbatches, progress(batch.begin, whole), batch.claim)
+            await link.submit(portion.step, tensors, microbatches, progress(batch.begin, whole), batch.claim, warmup)
             await ready.put(portion)
             if config.train.evaluate_every and portion.step % config.train.evaluate_every == 0:
                 await self._evaluate(link)
@@ -308,7 +316,7 @@ class Drive:
         self._reason.set(f"evaluating after step {link.step}")
         if not (values := await self._trials.evaluate(link)):
             return
-        self._progress.evaluation = values[metrics.METRICS[self._fuel.source.task]]
+        self._progress.evaluation = values[metrics.METRICS[self._fuel.task]]
         self._fuel.telemetry.record("evaluation", {"pipeline": self.pipeline}, {"step": link.step, **values})
 
     async def _give_back(self) -> None:

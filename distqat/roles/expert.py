@@ -12,7 +12,6 @@ from functools import partial
 from distqat.aio import Backoff, supervise
 from distqat.config import RunConfig
 from distqat.data.claims import LedgerSnapshot
-from distqat.data.sources import open_source
 from distqat.discovery.records import ExpertRecord
 from distqat.errors import ComputeError, ConfigError, DistqatError, RefusedError, TornError
 from distqat.ids import PipelineId, StageIndex
@@ -164,8 +163,6 @@ class Expert:
         if self._order.stage is not None:
             _check_stage(config, self._order.stage)
         self._posture.phase = "joining"
-        self._posture.reason.set(f"opening data source {config.data.source}")
-        source = await asyncio.to_thread(open_source, config.data)
         daemon = context.settings.daemon
         vault = Vault(context, config)
         self._posture.reason.set("looking for checkpoints")
@@ -181,7 +178,7 @@ class Expert:
                 group.create_task(self._keep_announcing())
                 group.create_task(supervise("checkpoints", vault.work, Backoff(1.0, 10.0)))
                 while True:
-                    await self._hold(Workshop(config, source, device, side))
+                    await self._hold(Workshop(config, device, side))
 
     async def _hold(self, workshop: Workshop) -> None:
         """Be what is ordered now, until that is something else."""

@@ -13,8 +13,7 @@ from distqat.averaging.context import Context, Sibling
 from distqat.averaging.service import services as averaging_services
 from distqat.averaging.spans import Shape
 from distqat.config import RunConfig
-from distqat.data.sampler import budget
-from distqat.data.sources import Source
+from distqat.data.sources import source_shape
 from distqat.data.tasks import find_task
 from distqat.ids import StageIndex
 from distqat.model.build import build_stage
@@ -35,16 +34,15 @@ class Workshop:
     """With what an expert builds its stages, and on what they compute."""
 
     config: RunConfig
-    source: Source
     device: Device
     side: Device
     """For whole vectors of rounds, which lie in the memory of the CPU: beside them the device goes on."""
 
     def build(self, index: StageIndex) -> Stage:
         """The stage, with fresh numbers."""
-        config, source = self.config, self.source
-        positions = budget(config.train.epochs, len(source.train))
-        return build_stage(config, source.shape, index, find_task(source.task), self.device.torch_device, positions)
+        shape = source_shape(self.config)
+        task = find_task(shape.task, self.config.dataset)
+        return build_stage(self.config, shape.data, index, task, self.device.torch_device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from distqat.config import RunConfig, Settings
 from distqat.data import metrics
 from distqat.data.client import Batch, LedgerClient, LocalClaims
 from distqat.data.ledger import Ledger
+from distqat.data.reading import OwnReading
 from distqat.data.sampler import Sampler, budget, progress
 from distqat.data.sources import Source, evaluation_batches, open_source
 from distqat.data.tasks import find_task
@@ -18,6 +19,7 @@ from distqat.ids import MicrobatchId
 from distqat.model.agreement import decide, first_scale, needs_norms
 from distqat.model.build import build_whole
 from distqat.model.device import Device
+from distqat.model.rates import warmup_fraction
 from distqat.model.stage import Stage
 from distqat.model.terms import Terms
 from distqat.pipeline.split import split
@@ -46,6 +48,7 @@ class Alone:
         self.scale = first_scale(config.train.precision)  # Of the next step's loss.
         self._config = config
         self._positions = positions  # Samples of the whole run.
+        self._warmup = warmup_fraction(config.optimizer, config.data.batch, positions)
 
     def __repr__(self) -> str:
         return f"<Alone {self.stage!r}, loss scale {self.scale.value:g}>"
@@ -59,7 +62,7 @@ class Alone:
             piece = {name: tensor[part.start : part.stop] for name, tensor in tensors.items()}
             inputs = piece.pop("inputs")
             total += stage.loss(MicrobatchId(step, index), inputs, piece, batch.samples).sums["loss"]
-        stage.commit(step, Terms(progress(batch.begin, self._positions), self._factor(step)))
+        stage.commit(step, Terms(progress(batch.begin, self._positions), self._factor(step), self._warmup))
         return total / batch.samples
 
     def _factor(self, step: int) -> float:
@@ -74,15 +77,16 @@ class Alone:
 async def train_locally(settings: Settings) -> LocalResult:
     """Train the run's whole budget here. Raises ConfigError, ModelError, DataError."""
     config = settings.run_config()
-    source = await asyncio.to_thread(open_source, config.data)
+    source = await asyncio.to_thread(open_source, config)
     positions = budget(config.train.epochs, len(source.train))
     async with Device.open(settings.daemon.device, settings.daemon.threads) as device:
-        build = partial(build_whole, config, source.shape, find_task(source.task), device.torch_device, positions)
+        task = find_task(source.task, config.dataset)
+        build = partial(build_whole, config, source.shape, task, device.torch_device)
         alone = Alone(config, await device.run(build), positions)
         loop = asyncio.get_running_loop()
         began = loop.time()
         claims = LocalClaims(Ledger(positions))
-        data = LedgerClient("local", source, Sampler(len(source.train), config.run.seed), claims)
+        data = LedgerClient("local", OwnReading(source, Sampler(len(source.train), config.run.seed)), claims)
         while (batch := await data.next(config.data.batch)) is not None:
             loss = await device.run(partial(alone.step, batch))
             await data.committed(batch)

@@ -20,13 +20,12 @@ from distqat.averaging.outer import OuterState
 from distqat.averaging.state.messages import SERVICE
 from distqat.config import RunConfig
 from distqat.data.claims import LedgerSnapshot
-from distqat.data.sources import open_source
 from distqat.events import Kind, Subject
 from distqat.ids import StageIndex
 from distqat.model.device import Device
 from distqat.roles.checkpoint.archive import Archive, Stock
 from distqat.roles.checkpoint.cadence import is_due
-from distqat.roles.checkpoint.files import Manifest
+from distqat.roles.checkpoint.files import CONFIG, Manifest
 from distqat.roles.checkpoint.keeper import Keeper, keeper_of
 from distqat.roles.checkpoint.saver import OUTER, checkpoint_of, tensors_of
 from distqat.roles.context import RoleContext, RoleOptions
@@ -93,8 +92,7 @@ class Mirror:
         config = await context.run.wait()
         check_model(context, config)
         self._phase = "joining"
-        self._reason.set(f"opening data source {config.data.source}, which says what the stages are like")
-        source = await asyncio.to_thread(open_source, config.data)
+        self._reason.set("looking for checkpoints")
         keeper = keeper_of(context, config)
         await keeper.scan()
         self._keeper = keeper
@@ -102,7 +100,7 @@ class Mirror:
             context.history.remember(config.id)
         archive = Archive(self._stocks)
         async with Device.open("cpu", context.settings.daemon.threads) as device, asyncio.TaskGroup() as group:
-            workshop = Workshop(config, source, device, device)
+            workshop = Workshop(config, device, device)
             group.create_task(supervise("checkpoints", keeper.work, Backoff(1.0, 10.0)))
             context.server.add(archive.service())
             try:
@@ -144,7 +142,8 @@ class Mirror:
 
     def _save(self, config: RunConfig, stage: StageIndex, state: OuterState, keeper: Keeper) -> None:
         checkpoint = checkpoint_of(stage, state, None, None)
-        keeper.offer(Manifest(config.id, self._context.me, checkpoint), {OUTER: tensors_of(state)})
+        manifest = Manifest(config.id, self._context.me, checkpoint, {CONFIG: config.canonical()})
+        keeper.offer(manifest, {OUTER: tensors_of(state)})
 
 
 def _due(before: OuterState | None, after: OuterState, shelf: Shelf, holding: Holding, every: int) -> OuterState | None:

@@ -39,6 +39,12 @@ MOST_IDLE_SECONDS = 5.0
 STRIDES = 2
 """From step to step, of which the shorter says how long steps take."""
 
+HELD_UP_SECONDS = 0.5
+"""Without any work in the middle of a step, after which siblings are told that nobody knows when it ends."""
+
+HELD_UP_STRIDES = 3
+"""From step to step, for which nothing has to come either."""
+
 SHOWN_RECEIPTS = 8
 
 
@@ -78,6 +84,7 @@ class Seat:
         self._rate = Rate()
         self.arrived = asyncio.Event()  # Cleared while the stage does not hold the numbers yet that it begins with.
         self.arrived.set()
+        averager.is_held_up = self._is_held_up
         self.is_told: Callable[[], bool] = lambda: True  # Whether all steps that are in the stage are counted here.
         self._bequest: asyncio.Future[bool] | None = None  # Whether the heir has it all; None while nobody is heir.
 
@@ -255,11 +262,9 @@ class Seat:
             await self._keep_company()
 
     async def _keep_company(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self.averager.wait_invited()
-            quiet = loop.time() - self._quiet_since
-            if self.unrouted.is_set() and quiet > self._config.lease.min and not self.is_between_steps:
+            if self.unrouted.is_set() and self._quiet_seconds > self._config.lease.min and not self.is_between_steps:
                 log.info("%s: nobody came back for the step that a broken route left open", self.stage.name)
                 await self.device.run(self.stage.drop_pending)
             if self.rounds.is_beside or not self._is_at_rest() or not self.averager.invited:
@@ -269,8 +274,7 @@ class Seat:
             await asyncio.sleep(0)  # Steps that have waited for the end of the round go before the next one.
 
     def _is_idle(self, seconds: float = IDLE_SECONDS) -> bool:
-        quiet = asyncio.get_running_loop().time() - self._quiet_since
-        return quiet >= seconds and self.is_between_steps and self.arrived.is_set()
+        return self._quiet_seconds >= seconds and self.is_between_steps and self.arrived.is_set()
 
     def _is_at_rest(self) -> bool:
         """Whether no step is coming. One that has begun in the other stages may take as long as the last to get here,
@@ -279,3 +283,13 @@ class Seat:
         # A pause between two steps makes one stride long, and not the next.
         seconds = min(self._strides, default=self._step_seconds) if is_routed else 0.0
         return self._is_idle(max(IDLE_SECONDS, min(2 * seconds, MOST_IDLE_SECONDS)))
+
+    def _is_held_up(self) -> bool:
+        """Whether the step that is expected here stands still, as when another stage of its route is lost. How long one
+        takes is not known before there were some."""
+        is_slow = not self._strides or self._is_at_rest() or not self.rounds.gate.is_set()
+        return not is_slow and self._quiet_seconds >= max(HELD_UP_SECONDS, HELD_UP_STRIDES * max(self._strides))
+
+    @property
+    def _quiet_seconds(self) -> float:
+        return asyncio.get_running_loop().time() - self._quiet_since

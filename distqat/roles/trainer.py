@@ -12,8 +12,8 @@ from distqat.aio import Backoff, supervise
 from distqat.config import RunConfig
 from distqat.data.claims import Claim
 from distqat.data.client import LedgerClient, RemoteClaims
-from distqat.data.sampler import Sampler
-from distqat.data.sources import Source, open_source
+from distqat.data.reading import OwnReading, Reading, is_served
+from distqat.data.server.feed import Feed
 from distqat.discovery.records import Pace, TrainerRecord
 from distqat.errors import DistqatError, RefusedError
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, short
@@ -52,7 +52,9 @@ class Trainer:
         self._group = group  # Owns the drives' tasks.
         self._reason = Reason(log, "waiting: no run is known yet")
         self._phase = "waiting"
-        self._fuel: Fuel | None = None  # None until the data set is open.
+        self._fuel: Fuel | None = None  # None until samples can be read.
+        self._feed: Feed | None = None  # None where no data server is asked.
+        self._feeding: asyncio.Task[None] | None = None  # Keeps the connection to it.
         self._drives: dict[PipelineId, Drive] = {}
         self._tasks: dict[PipelineId, asyncio.Task[None]] = {}
 
@@ -75,9 +77,8 @@ class Trainer:
         context = self._context
         config = await context.run.wait()
         self._phase = "joining"
-        self._reason.set(f"opening data source {config.data.source}")
-        source: Source = await asyncio.to_thread(open_source, config.data)
-        self._fuel = Fuel(context.me, context.transport, config, source, context.telemetry, self._paces, self._suspect)
+        reading = await self._open_reading(config)
+        self._fuel = Fuel(context.me, context.transport, config, reading, context.telemetry, self._paces, self._suspect)
         while self._phase != "draining":
             self._forget_ended()
             busy = sum(not task.done() for task in self._tasks.values())
@@ -85,6 +86,19 @@ class Trainer:
             self._reason.set(f"driving {busy} pipelines" if busy else "waiting: no pipeline to drive", logging.DEBUG)
             self._announce()
             await asyncio.sleep(ANNOUNCE_SECONDS)
+
+    async def _open_reading(self, config: RunConfig) -> Reading:
+        """The samples: from the data server, or read here."""
+        if not is_served(config):
+            self._reason.set(f"opening data source {config.data.source}")
+            return await OwnReading.open(config)
+        if self._feed is None:
+            self._feed = Feed(self._context.transport, self._claims(config).where, config.id)
+            self._feeding = self._group.create_task(self._feed.work(), name="feed")
+        while not self._feed.is_ready:
+            self._reason.set(self._feed.waiting)
+            await self._feed.wait_ready(ANNOUNCE_SECONDS)
+        return self._feed
 
     async def drive(
         self,
@@ -105,7 +119,7 @@ class Trainer:
         if drive is None and not route:
             return PipelineStatus(pipeline, epoch, phase="waiting", reason="not driven here")
         if drive is None:
-            data = self._data_client(self._fuel.config, self._fuel.source, pipeline)
+            data = LedgerClient(pipeline, self._fuel.reading, self._claims(self._fuel.config))
             drive = Drive(self._fuel, pipeline, data, begin)
             self._drives[pipeline] = drive
         drive.order(epoch, route, in_order)
@@ -136,10 +150,11 @@ class Trainer:
         """Drop everything now."""
         for task in self._tasks.values():
             task.cancel()
+        if self._feeding is not None:
+            self._feeding.cancel()
 
-    def _data_client(self, config: RunConfig, source: Source, pipeline: PipelineId) -> LedgerClient:
-        claims = RemoteClaims(self._context.transport, self._find_client, config.id)
-        return LedgerClient(pipeline, source, Sampler(len(source.train), config.run.seed), claims)
+    def _claims(self, config: RunConfig) -> RemoteClaims:
+        return RemoteClaims(self._context.transport, self._find_client, config.id)
 
     def _find_client(self) -> Endpoint | None:
         """Where the run's planning client answers."""

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import torch
 
 from distqat.data import metrics
-from distqat.data.sources import Arrays, Source, evaluation_batches
+from distqat.data.reading import Reading
+from distqat.data.sources import Arrays
 from distqat.pipeline.link import Link
 from distqat.pipeline.route import HopError
 from distqat.roles.refusals import FAILURES
@@ -23,16 +24,17 @@ EVALUATION_BATCH = 256
 class Trials:
     """Evaluates the pipeline as it is."""
 
-    def __init__(self, source: Source, microbatches: int) -> None:
+    def __init__(self, reading: Reading, task: str, microbatches: int) -> None:
         self.fault = ""  # Why none is tried any more; empty while they are.
-        self._source = source
+        self._reading = reading
+        self._task = task
         self._microbatches = microbatches
         self._is_under_way = False  # One has begun on this route, and not ended.
         self._failure = ""  # The last one; empty after a success.
         self._times = 0  # That it came in the same way.
 
     def __repr__(self) -> str:
-        return f"<Trials of {self._source.name}, {self.fault or f'{self._times} failures'}>"
+        return f"<Trials of {self._task}, {self.fault or f'{self._times} failures'}>"
 
     async def evaluate(self, link: Link) -> dict[str, float]:
         """The numbers of the task over all held-out samples; none if evaluations are given up."""
@@ -40,10 +42,12 @@ class Trials:
             return {}
         self._is_under_way = True
         sums: dict[str, float] = {}
-        for arrays in evaluation_batches(self._source.held_out, EVALUATION_BATCH):
+        total = self._reading.num_held_out
+        for begin in range(0, total, EVALUATION_BATCH):
+            arrays = await self._reading.held_out(begin, min(begin + EVALUATION_BATCH, total))
             add_sums(sums, await link.evaluate(to_tensors(arrays), self._microbatches))
         self._is_under_way, self._failure, self._times = False, "", 0
-        return metrics.evaluation(self._source.task, sums)
+        return metrics.evaluation(self._task, sums)
 
     def left(self) -> None:
         """The route was left in order: what was under way has not failed."""

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from distqat.errors import CannotListenError, DistqatError
 from distqat.ids import Endpoint
-from distqat.pb import averaging_pb2, control_pb2, data_pb2, discovery_pb2, pipeline_pb2, state_pb2
+from distqat.pb import averaging_pb2, control_pb2, data_pb2, discovery_pb2, feed_pb2, pipeline_pb2, state_pb2
 from distqat.rpc import headers
 from distqat.rpc.channels import KEEPALIVE
 from distqat.rpc.handlers import Handlers
@@ -37,6 +37,7 @@ _PB_MODULES: tuple[ModuleType, ...] = (
     control_pb2,
     data_pb2,
     discovery_pb2,
+    feed_pb2,
     pipeline_pb2,
     state_pb2,
 )

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from distqat.errors import ConfigError, MessageError, TensorError
 from distqat.wire import codecs
+from distqat.wire.codecs import learned
 from distqat.wire.codecs.codec import CPU
+from distqat.wire.codecs.learned import CodedTensor
 from distqat.wire.compression import Compression
 from distqat.wire.payload import Payload
 from distqat.wire.zstd import compress, decompress
 
 EXACT = "none"
 """The codec that changes nothing."""
+
+Sent = torch.Tensor | CodedTensor
+"""What may be sent; what comes out at the other end is a tensor."""
+
+Decode = Callable[[memoryview, torch.dtype, tuple[int, ...], torch.device], torch.Tensor]
+"""From bytes to a tensor of that type and shape, on that device. Raises MessageError."""
 
 MAX_DIMENSIONS = 8
 """More than any model here uses; checked before a shape is believed."""
@@ -55,14 +64,15 @@ class TensorHeader:
 
 
 def encode(
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, Sent],
     codec: str | Mapping[str, str] = EXACT,
     compression: Compression | None = None,
 ) -> tuple[list[TensorHeader], Payload]:
     """Headers and payload of the tensors, in their order.
 
     `codec` is that of all tensors, or of each by its name; one that is not named travels exactly, and so do integers
-    always. Raises TensorError for what the other side would not take, and for NaN and infinity under a lossy codec.
+    always. What a boundary has coded has the codec of its form, which must be the one that was asked for.
+    Raises TensorError for what the other side would not take, and for NaN and infinity under a lossy codec.
     """
     headers: list[TensorHeader] = []
     parts: list[memoryview] = []
@@ -70,25 +80,34 @@ def encode(
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in DTYPES:
             raise TensorError(f"tensor '{name}' has element type '{dtype}', which does not travel")
-        used = codecs.find(codec_of(name, tensor, codec))
-        data = used.encode(tensor) if tensor.numel() else memoryview(b"")
+        used = codec_of(name, tensor, codec)
+        data = _encode_one(name, tensor, used) if tensor.numel() else memoryview(b"")
         small = compress(data, compression) if compression is not None else None
         raw, data = (len(data), small) if small is not None else (0, data)
-        headers.append(TensorHeader(name, dtype, tuple(tensor.shape), used.name, len(data), raw))
+        headers.append(TensorHeader(name, dtype, tuple(tensor.shape), used, len(data), raw))
         parts.append(data)
     return headers, Payload(parts)
 
 
-def codec_of(name: str, tensor: torch.Tensor, codec: str | Mapping[str, str]) -> str:
+def _encode_one(name: str, tensor: Sent, codec: str) -> memoryview:
+    form = tensor.form.name if isinstance(tensor, CodedTensor) else None
+    if form != (codec if learned.form_of(codec) is not None else None):
+        raise TensorError(f"tensor '{name}' is to travel as {codec}, and was coded as {form or 'nothing'}")
+    return learned.encode(tensor) if isinstance(tensor, CodedTensor) else codecs.find(codec).encode(tensor)
+
+
+def codec_of(name: str, tensor: Sent, codec: str | Mapping[str, str]) -> str:
     """Codec that a tensor travels with, if these were asked for."""
-    if not tensor.is_floating_point():
+    if not tensor.dtype.is_floating_point:
         return EXACT
     return codec if isinstance(codec, str) else codec.get(name, EXACT)
 
 
-def work(tensor: torch.Tensor, codec: str) -> int:
+def work(tensor: Sent, codec: str) -> int:
     """Bytes that encoding has to touch; 0 where the tensor travels from where it lies."""
-    return 0 if codec == EXACT and tensor.is_contiguous() and tensor.device == CPU else tensor.nbytes
+    if isinstance(tensor, CodedTensor) or codec != EXACT:
+        return tensor.nbytes
+    return 0 if tensor.is_contiguous() and tensor.device == CPU else tensor.nbytes
 
 
 def raw_bytes(headers: Iterable[TensorHeader]) -> int:
@@ -122,15 +141,23 @@ def _decode_one(header: TensorHeader, data: memoryview, device: torch.device) ->
         raise MessageError(f"tensor '{header.name}' has {len(header.shape)} dimensions")
     if min(header.shape, default=0) < 0 or math.prod(max(size, 1) for size in header.shape) > MAX_ELEMENTS:
         raise MessageError(f"tensor '{header.name}' has the shape {header.shape}, which is no tensor's")
-    try:
-        codec = codecs.find(header.codec)
-    except ConfigError as error:
-        raise MessageError(f"tensor '{header.name}': {error.reason}") from None
-    size = codec.size(math.prod(header.shape), dtype)
+    size, read = _reader(header, dtype)
     if size != (header.raw or len(data)):
         raise MessageError(
             f"tensor '{header.name}' of shape {header.shape} does not take {header.raw or len(data)} bytes"
         )
     if header.raw:
         data = decompress(data, header.raw)
-    return codec.decode(data, dtype, header.shape, device)
+    return read(data, dtype, header.shape, device)
+
+
+def _reader(header: TensorHeader, dtype: torch.dtype) -> tuple[int, Decode]:
+    """How many bytes the codec of a tensor makes of it, and how they are read. Raises MessageError."""
+    form = learned.form_of(header.codec)
+    if form is not None:
+        return form.size(header.shape), partial(learned.decode, form)
+    try:
+        codec = codecs.find(header.codec)
+    except ConfigError as error:
+        raise MessageError(f"tensor '{header.name}': {error.reason}") from None
+    return codec.size(math.prod(header.shape), dtype), codec.decode

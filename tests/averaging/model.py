@@ -91,6 +91,10 @@ class Model:
                 self.be_born(life.contact.peer)
         elif life.known is None:
             self._catch_up(life)
+        elif life.round.state is State.RESTING and life.round.company.impasse and chance < 0.5:
+            peer = self.random.choice(life.round.company.impasse)
+            if peer in life.round.company.endpoints:
+                self._ring(life, life.round.company.contact(peer))
         elif life.round.state is State.RESTING:
             self._begin(life)
         elif chance < 0.05 and not self.is_calm:
@@ -368,13 +372,15 @@ class Model:
         self.later(arrive)
 
     def _ring(self, life: Life, contact: Contact) -> None:
-        invite = life.round.mine
-        assert invite is not None
         state = life.round.round
+        is_beside = life.round.state is State.RESTING
 
         def arrive() -> None:
             there = self.there(life, contact)
-            if life.round.state not in (State.FORMING, State.COUNTING) or not life.is_alive:
+            wanted = (State.RESTING,) if is_beside else (State.FORMING, State.COUNTING)
+            if life.round.state not in wanted or not life.is_alive:
+                return
+            if is_beside and contact.peer not in life.round.company.impasse:
                 return
             if there is None and not self._fails(0.3):
                 standing = Standing.GONE if self.is_gone(contact) else Standing.UNREACHABLE
@@ -397,6 +403,8 @@ class Model:
             self.feed(life, events.Outdated(Stale(contact.peer, contact.endpoint, known.number, known.digest)))
         elif isinstance(reply, RoundError):
             self.feed(life, events.Answered(contact, Standing.AGAINST, reply.reason))
+        elif isinstance(reply, Invited) and there.round.state is State.RESTING and self._fails(0.3):
+            self.feed(life, events.Answered(contact, Standing.HELD_UP, reply.reason))
         elif isinstance(reply, Invited):
             standing = Standing.COMING if reply.joining else Standing.ENGAGED
             self.feed(life, events.Answered(contact, Standing.LEADING if reply.leading else standing, reply.reason))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from distqat.averaging.company import Company
@@ -122,6 +124,33 @@ def test_nobody_is_asked_twice_at_once_or_too_often(company: Company) -> None:
     assert not company.may_ask(BOB, 0.5, 0.4)
     assert company.may_ask(BOB, 0.5, 0.5)
     assert not company.may_ask(PeerId("nobody knows where"), 0.5, 9.0)
+
+
+def test_an_impasse_ends_with_news_of_those_who_are_missing(company: Company) -> None:
+    def is_over(news: Callable[[], object]) -> bool:
+        company.strand([BOB, CAROL], [ALICE])
+        news()
+        return not company.is_stranded(0.0)
+
+    assert not is_over(lambda: company.heard_from(contact(PeerId("dave"))))
+    assert not is_over(lambda: company.hold_up(contact(BOB)))
+    assert not is_over(lambda: company.miss(BOB, 0.0))
+    assert not is_over(company.begin)
+    assert is_over(lambda: company.heard_from(contact(BOB)))
+    assert is_over(lambda: company.bury(CAROL))
+    assert is_over(lambda: company.attempt([BOB]))
+    company.strand([BOB, CAROL], [ALICE])
+    company.miss(CAROL, 0.0)
+    assert company.is_stranded(WAITS.presumed - 0.1)
+    assert not company.is_stranded(WAITS.presumed), "the next call asks whether it is dead"
+    assert is_over(lambda: company.advance((ALICE, BOB)))
+
+
+def test_it_is_said_for_whom_a_round_fails(company: Company) -> None:
+    company.strand([BOB], [ALICE])
+    assert company.why_stranded(0.0).startswith("1 of 2 siblings cannot be reached and may go on without us")
+    company.hold_up(contact(BOB))
+    assert company.why_stranded(0.0) == "1 of 2 siblings stand still in a step and may go on without us"
 
 
 def test_where_the_lost_were_is_told_on(company: Company) -> None:

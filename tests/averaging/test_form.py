@@ -116,6 +116,57 @@ def test_before_the_first_round_they_are_waited_for_like_all_others(form: Form) 
     assert decide(form, {BOB}, LEAST_QUIET, quiet={BOB}) == Wait(LEAST_PATIENCE, (BOB,))
 
 
+def first_of(*peers: PeerId) -> PeerId:
+    """Whose half wins a tie."""
+    first = Quorum.of(round_ref(0), peers).first
+    assert first is not None
+    return first
+
+
+def test_before_the_first_round_a_majority_of_all_that_the_directory_has_begins(form: Form) -> None:
+    form.join(join("alice"), 0.0)
+    three = {BOB, CAROL, PeerId("dave")}
+    # They have been asked in vain, so they are not expected any more.
+    assert decide(form, (), 0.1, live=three, silent=three) == Stuck(tuple(sorted(three)))
+    form.join(join("bob"), 0.2)
+    begins = first_of(ALICE, *three) in (ALICE, BOB)
+    assert isinstance(decide(form, (), 0.2, live=three, silent=three), Start if begins else Stuck)
+    form.join(join("carol"), 0.3)
+    assert isinstance(decide(form, (), 0.3, live=three, silent=three), Start)
+
+
+@pytest.mark.parametrize("name", ["bob", "carol", "dave", "erin", "frank"])
+def test_of_two_that_are_cut_off_from_the_start_one_begins(name: str) -> None:
+    other = PeerId(name)
+    begun = []
+    for leader, missing in ((ALICE, other), (other, ALICE)):
+        form = Form(leader, Patience(LONGEST))
+        form.join(join(leader), 0.0)
+        decision = decide(form, (), 0.1, live={missing}, silent={missing})
+        begun += [leader] if isinstance(decision, Start) else []
+        assert isinstance(decision, Start) or decision == Stuck((missing,))
+    assert begun == [first_of(ALICE, other)]
+
+
+def test_it_begins_without_those_who_are_dead(form: Form) -> None:
+    form.join(join("alice"), 0.0)
+    three = {BOB, CAROL, PeerId("dave")}
+    assert isinstance(decide(form, (), 0.1, live=three, silent=three, gone=three), Start)
+    # One who lives again may have begun in its new life, of which its grave knows nothing.
+    back = decide(form, (), 0.1, live=three, silent=three, gone=three, absent={BOB, CAROL})
+    assert back == Stuck((PeerId("dave"),))
+
+
+def test_who_answers_but_does_not_come_is_not_cut_off_and_does_not_keep_a_run_from_beginning(form: Form) -> None:
+    form.join(join("alice"), 0.0)
+    three = {BOB, CAROL, PeerId("dave")}
+    assert decide(form, three, 0.1, live=three) == Wait(LONGEST, tuple(sorted(three)))
+    late = 2 * LONGEST
+    assert isinstance(decide(form, three, late, live=three), Start)
+    assert isinstance(decide(form, {BOB, CAROL}, late, live=three, silent={PeerId("dave")}), Start)
+    assert isinstance(decide(form, (), late, live=three, silent=three), Stuck)
+
+
 def test_without_those_who_decide_it_gives_up_as_soon_if_they_answer_nothing(form: Form) -> None:
     form.patience.note(0.01)
     form.join(join("alice"), 0.0)
@@ -124,6 +175,21 @@ def test_without_those_who_decide_it_gives_up_as_soon_if_they_answer_nothing(for
     assert decide(form, quiet, LEAST_QUIET, quorum=THREE, quiet=quiet) == Stuck((BOB, CAROL))
     # Those of the base that the directory has lost are asked as well.
     assert decide(form, (), 0.0, quorum=THREE, quiet=quiet) == Wait(LEAST_QUIET, (BOB, CAROL))
+
+
+def test_who_is_held_up_is_not_waited_for(form: Form) -> None:
+    form.patience.note(0.01)
+    for name in ("alice", "bob"):
+        form.join(join(name), 0.0)
+    assert decide(form, {CAROL}, 0.0, quorum=THREE, held_up={CAROL}) == Start((join("alice"), join("bob")))
+    # It is no sign that others are slow, or that silence is.
+    assert form.patience.seconds() == LEAST_PATIENCE
+    form.leave(BOB)
+    others = {BOB, CAROL}
+    assert decide(form, others, 0.0, quorum=THREE, held_up=others) == Stuck((BOB, CAROL))
+    # Those who only are silent are waited for as ever, and so is everybody before the first round.
+    assert decide(form, others, 0.0, quorum=THREE, held_up={BOB}, quiet={CAROL}) == Wait(LEAST_QUIET, (BOB, CAROL))
+    assert decide(form, {BOB}, 0.0, held_up={BOB}) == Wait(LEAST_PATIENCE, (BOB,))
 
 
 def test_who_missed_a_round_catches_up_at_once(form: Form) -> None:

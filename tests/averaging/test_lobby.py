@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 
 from distqat.averaging.waits import LEAST_PATIENCE
+from distqat.errors import RoundError
 from distqat.rpc.local import Network
 from tests.averaging.swarm import DILOCO, PLAIN, Node, Swarm, founded, moved, together
 from tests.averaging.trap import Trap
@@ -73,6 +74,44 @@ def test_a_live_sibling_that_never_comes_is_waited_for_only_so_long() -> None:
             assert bob.averager.invited
 
     run_virtual(scenario())
+
+
+def test_who_is_held_up_keeps_nobody_waiting_and_comes_when_its_step_is_done() -> None:
+    """Of two, the first in the order goes on alone. The other may not: its rounds fail at once until both are there."""
+
+    async def scenario(name: str) -> int:
+        async with founded(["alice", "bob"], DILOCO, Network(delay=0.005)) as (_swarm, nodes):
+            [alone, late] = sorted(nodes, key=lambda node: node.peer != name)
+            loop, failures = asyncio.get_running_loop(), 0
+            await together(*(node.averager.synchronise(node.anchor + 1.0, 1) for node in nodes))
+            late.averager.is_held_up = lambda: True
+            began = loop.time()
+            for _ in range(5):
+                [result] = await together(alone.averager.synchronise(alone.anchor + 1.0, 1))
+                failures += isinstance(result, RoundError)
+                await asyncio.sleep(1.0)
+            assert loop.time() - began < 5.5, "five steps, and next to nothing beside"
+            late.averager.is_held_up = lambda: False
+            assert late.averager.invited
+            began = loop.time()
+            async with asyncio.TaskGroup() as group:
+                training = [group.create_task(train(node)) for node in nodes]
+                await until(lambda: set(late.averager.receipts[-1].contributors) == {"alice", "bob"}, timeout=5.0)
+                await until(lambda: len(digests(nodes)) == 1, timeout=5.0)
+                for task in training:
+                    task.cancel()
+            assert loop.time() - began < 2.0
+            return failures
+
+    async def train(node: Node) -> None:
+        while True:
+            await together(node.averager.synchronise(node.anchor + 1.0, 1))
+            await asyncio.sleep(0.2)
+
+    async def both() -> None:
+        assert sorted([await scenario("alice"), await scenario("bob")]) == [0, 5]
+
+    run_virtual(both())
 
 
 def test_the_wait_for_a_missing_sibling_is_learned() -> None:

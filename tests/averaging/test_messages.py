@@ -20,6 +20,7 @@ HERE = Endpoint("alice", 7)
 EXAMPLES: list[Any] = [
     Invite(round_ref(3), PeerId("alice"), HERE),
     Invited(joining=False, reason="busy", leading=True),
+    Invited(joining=True, held_up=True),
     join("alice", number=3, samples=0),
     JoinReply(group=slices.assign("x", [join("alice"), join("bob")], 10)),
     JoinReply(stale=Stale(PeerId("bob"), HERE, 4, "d")),

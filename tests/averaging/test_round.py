@@ -267,6 +267,49 @@ def test_without_a_quorum_the_round_fails_at_once_and_says_why() -> None:
     assert where(round_) is State.LEADING
 
 
+def stranded() -> Round:
+    """The second of two siblings, whose round has just failed for want of the first."""
+    round_ = started(SECOND, (LEADER, SECOND))
+    look(round_, SECOND)
+    actions = round_.handle(events.Begin(mine(SECOND)), 0.0)
+    [ring] = [action for action in actions if isinstance(action, events.Ring)]
+    actions = round_.handle(events.Answered(ring.contact, events.Standing.SILENT), 1.0)
+    assert only(actions, events.Finish).failure
+    return round_
+
+
+def test_a_round_that_would_fail_again_fails_at_once_until_something_is_heard() -> None:
+    round_ = stranded()
+    for event in (None, events.Answered(contact(LEADER), events.Standing.HELD_UP)):
+        if event is not None:
+            assert not round_.handle(event, 1.5)
+        assert [type(action) for action in round_.handle(events.Begin(mine(SECOND)), 2.0)] == [events.Finish]
+        assert where(round_) is State.RESTING
+    for news in (
+        events.Answered(contact(LEADER), events.Standing.COMING),
+        events.Outdated(Stale(PeerId(LEADER), Endpoint(LEADER, 1), 2, "new")),
+    ):
+        round_ = stranded()
+        round_.handle(news, 1.5)
+        round_.handle(events.Begin(mine(SECOND)), 2.0)
+        assert where(round_) is not State.RESTING
+    # It is taken for dead only if it is asked again.
+    round_ = stranded()
+    round_.handle(events.Begin(mine(SECOND)), 1.0 + WAITS.presumed)
+    assert where(round_) is State.FORMING
+
+
+def test_who_failed_with_it_fails_again_and_others_do_not() -> None:
+    round_ = stranded()
+    reply = only(round_.handle(events.Joined(mine(SECOND)), 1.5), events.Release).reply
+    assert isinstance(reply, RoundError)
+    assert "cannot be reached" in reply.reason
+    assert not round_.handle(events.Joined(mine(LAST)), 1.5)
+    assert round_.is_wanted
+    round_.handle(events.Begin(mine(SECOND)), 2.0)
+    assert where(round_) is State.FORMING
+
+
 def test_those_who_are_gone_for_sure_are_not_waited_for() -> None:
     round_, actions = begun(LEADER)
     for ring in [action for action in actions if isinstance(action, events.Ring)]:

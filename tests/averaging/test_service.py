@@ -47,6 +47,17 @@ def test_an_invitation_is_remembered_until_its_round_is_committed() -> None:
     run_virtual(scenario())
 
 
+def test_who_stands_still_in_a_step_says_so_when_invited() -> None:
+    async def scenario() -> None:
+        async with founded(["alice"]) as (_swarm, [alice]):
+            alice.averager.is_held_up = lambda: True
+            reply = messages.decode(Invited, await ask(alice, messages.INVITE, invite(0)))
+            assert reply == Invited(joining=True, held_up=True)
+            assert alice.averager.invited, "it comes when the step is done"
+
+    run_virtual(scenario())
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "reason"),
     [

@@ -30,7 +30,7 @@ def config() -> RunConfig:
 
 @pytest.fixture(scope="module")
 def source(config: RunConfig) -> Source:
-    return open_source(config.data)
+    return open_source(config)
 
 
 def test_without_a_codec_it_is_one_process(config: RunConfig, source: Source) -> None:

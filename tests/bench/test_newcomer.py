@@ -9,8 +9,9 @@ import torch
 
 from bench import newcomer
 from bench.newcomer import REMEDIES, Course, Pair, Plan, Remedy
+from distqat.config import load
 from distqat.data.sources import Source, open_source
-from distqat.sections import DataSection, SyncSection
+from distqat.sections import SyncSection
 from tests.support import run
 
 PLAN = Plan("after it", 2, (1, 2))
@@ -18,7 +19,7 @@ PLAN = Plan("after it", 2, (1, 2))
 
 @pytest.fixture(scope="module")
 def source() -> Source:
-    return open_source(DataSection(source="pydocs", sequence=64))
+    return open_source(load(overrides=["data.source=pydocs", "data.sequence=64"]).run_config())
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ EPOCHS = 0.05
 @pytest.fixture(scope="module")
 def learner() -> Learner:
     config = load(CONFIG, ["model.options={width: 4}"]).run_config()
-    return Learner(config, open_source(config.data))
+    return Learner(config, open_source(config))
 
 
 @pytest.mark.parametrize("form", FORMS)

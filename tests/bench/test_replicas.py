@@ -30,7 +30,7 @@ SYNC = SyncSection(
 @pytest.fixture(scope="module")
 def source() -> Source:
     """With little that is held out, so that little time goes into looking at it."""
-    source = open_source(Arm("any").config(1).data)
+    source = open_source(Arm("any").config(1))
     return replace(source, held_out=ArraySplit(source.held_out.batch(np.arange(64))))
 
 

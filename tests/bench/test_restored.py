@@ -15,7 +15,7 @@ from tests.support import run
 
 @pytest.fixture(scope="module")
 def source() -> Source:
-    return open_source(config("digits", 1).data)
+    return open_source(config("digits", 1))
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import pytest
 
 from distqat.data.client import Batch, Claims, LedgerClient, LocalClaims, RemoteClaims
 from distqat.data.ledger import Ledger
+from distqat.data.reading import OwnReading
 from distqat.data.sampler import Sampler
 from distqat.data.service import data_service
 from distqat.data.sources import Arrays, ArraySplit, Source
@@ -32,7 +33,7 @@ SAMPLER = Sampler(NUM_SAMPLES, 7)
 
 
 def client(claims: Claims, pipeline: str = "p1") -> LedgerClient:
-    return LedgerClient(pipeline, SOURCE, SAMPLER, claims)
+    return LedgerClient(pipeline, OwnReading(SOURCE, SAMPLER), claims)
 
 
 async def take(feed: LedgerClient, samples: int) -> Batch:
@@ -181,7 +182,7 @@ class SlowSamples(ArraySplit):
 def test_large_batches_are_read_beside_the_event_loop_and_not_lost_when_that_is_cancelled() -> None:
     async def main() -> None:
         ledger, samples = Ledger(20), SlowSamples()
-        feed = LedgerClient("p1", replace(SOURCE, train=samples), SAMPLER, LocalClaims(ledger))
+        feed = LedgerClient("p1", OwnReading(replace(SOURCE, train=samples), SAMPLER), LocalClaims(ledger))
         async with asyncio.TaskGroup() as group:
             task = group.create_task(feed.next(4))
             await until(lambda: samples.threads)

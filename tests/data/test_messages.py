@@ -7,9 +7,9 @@ import pytest
 
 from distqat.data import messages
 from distqat.data.claims import Claim, ClaimAnswer
-from distqat.data.messages import ClaimRequest, ResolveAnswer, ResolveRequest
+from distqat.data.messages import ClaimRequest, ResolveAnswer, ResolveRequest, WhereAnswer, WhereRequest
 from distqat.errors import MessageError
-from distqat.ids import RunId
+from distqat.ids import Endpoint, RunId
 from distqat.pb import data_pb2
 
 RUN = RunId("digits", "0123")
@@ -64,6 +64,14 @@ def test_others_that_make_no_sense() -> None:
         messages.decode_answer(backwards, "p1")
 
 
+def test_where_the_data_server_answers_or_why_not() -> None:
+    assert WhereRequest.decode(WhereRequest(RUN).encode()) == WhereRequest(RUN)
+    for answer in (WhereAnswer(Endpoint("head", 4000)), WhereAnswer(None, "data server starting")):
+        assert WhereAnswer.decode(answer.encode()) == answer
+    with pytest.raises(MessageError, match="where the data server answers"):
+        WhereAnswer.decode(data_pb2.WhereReply(endpoint="nowhere").SerializeToString())
+
+
 def decode_answer(data: bytes) -> ClaimAnswer:
     return messages.decode_answer(data, "p1")
 
@@ -86,4 +94,5 @@ def test_methods_are_those_of_the_proto() -> None:
         messages.CLAIM.name,
         messages.RESOLVE.name,
         messages.BOOKS.name,
+        messages.WHERE.name,
     }

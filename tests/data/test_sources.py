@@ -4,10 +4,12 @@ import gzip
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from distqat.config import RunConfig
 from distqat.data import sources
 from distqat.data.sources import Source, WindowSplit, digits, evaluation_batches, pydocs
 from distqat.errors import DataError
@@ -15,9 +17,17 @@ from distqat.model.shapes import DataShape
 from distqat.sections import DataSection
 
 
+def config(**data: Any) -> RunConfig:
+    return RunConfig(data=DataSection(**data))
+
+
+def letters(text: bytes) -> sources.splits.Array:
+    return np.frombuffer(text, np.uint8)
+
+
 @pytest.fixture(scope="module")
 def images() -> Source:
-    return sources.open_source(DataSection(source="digits"))
+    return sources.open_source(config(source="digits"))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +41,7 @@ def documents() -> list[bytes]:
 @pytest.fixture
 def text(documents: list[bytes], monkeypatch: pytest.MonkeyPatch) -> Source:
     monkeypatch.setattr(pydocs, "documents", lambda: documents)
-    return sources.open_source(DataSection(source="pydocs", sequence=48))
+    return sources.open_source(config(source="pydocs", sequence=48))
 
 
 def whole(split: sources.Split) -> sources.Arrays:
@@ -99,7 +109,7 @@ def test_what_is_drawn_is_a_copy(images: Source) -> None:
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install 'distqat\[data\]'"):
-        sources.open_source(DataSection(source="digits"))
+        sources.open_source(config(source="digits"))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +122,7 @@ def test_a_broken_file_is_named(content: bytes, tmp_path: Path, monkeypatch: pyt
     file.write_bytes(content)
     monkeypatch.setattr(digits, "_file", lambda: file)
     with pytest.raises(DataError, match="digits"):
-        sources.open_source(DataSection(source="digits"))
+        sources.open_source(config(source="digits"))
 
 
 def test_pydocs_are_windows_of_bytes(text: Source) -> None:
@@ -146,7 +156,7 @@ def test_pydocs_are_the_same_every_time(documents: list[bytes]) -> None:
 def test_a_library_without_sources_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(DataError, match="sources of the standard library"):
-        sources.open_source(DataSection(source="pydocs"))
+        sources.open_source(config(source="pydocs"))
 
 
 def test_a_module_that_does_not_parse_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,12 +169,12 @@ def test_a_module_that_does_not_parse_is_left_out(tmp_path: Path, monkeypatch: p
 
 
 def test_windows_by_hand() -> None:
-    split = WindowSplit(b"abcdefgh", 3)
+    split = WindowSplit(letters(b"abcdefgh"), 3)
     assert len(split) == 2
     batch = split.batch(np.array([1, 0]))
     assert [bytes(row.astype(np.uint8)) for row in batch["inputs"]] == [b"def", b"abc"]
     assert [bytes(row.astype(np.uint8)) for row in batch["labels"]] == [b"efg", b"bcd"]
-    assert len(WindowSplit(b"abc", 3)) == len(WindowSplit(b"", 3)) == 0
+    assert len(WindowSplit(letters(b"abc"), 3)) == len(WindowSplit(letters(b""), 3)) == 0
     assert split.batch(np.array([], np.int64))["inputs"].shape == (0, 3)
     with pytest.raises(IndexError):
         split.batch(np.array([2]))
@@ -178,7 +188,30 @@ def test_evaluation_sees_every_sample_once(images: Source) -> None:
 
 
 def test_bad_sections_are_named(text: Source) -> None:
-    with pytest.raises(DataError, match="unknown data source 'digit'; there are: digits, pydocs"):
-        sources.open_source(DataSection(source="digit"))
+    with pytest.raises(DataError, match="unknown data source 'digit'; there are: datasets, digits, pydocs"):
+        sources.open_source(config(source="digit"))
     with pytest.raises(DataError, match=r"lower data\.sequence"):
-        sources.open_source(DataSection(source="pydocs", sequence=10_000_000))
+        sources.open_source(config(source="pydocs", sequence=10_000_000))
+
+
+def test_the_shape_is_known_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch, images: Source, text: Source
+) -> None:
+    """Experts and mirrors need no data."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("data were read")
+
+    for module in (digits, pydocs):
+        monkeypatch.setattr(module, "load", never)
+    monkeypatch.setattr(Path, "open", never)
+    assert sources.source_shape(config(source="digits")) == (images.task, images.shape)
+    assert sources.source_shape(config(source="pydocs", sequence=48)) == (text.task, text.shape)
+    with pytest.raises(DataError, match="unknown data source 'digit'"):
+        sources.source_shape(config(source="digit"))
+
+
+def test_what_is_not_augmented_is_the_same_at_every_position(images: Source) -> None:
+    indices = np.array([4, 2])
+    one, other = (sources.training_batch(images.train, indices, begin) for begin in (0, 77))
+    assert np.array_equal(one["inputs"], other["inputs"])

@@ -75,5 +75,5 @@ def test_other_bad_input_is_named() -> None:
         find_task("llm").loss(torch.zeros(2, 4), {"labels": torch.zeros(2, dtype=torch.int64)})
     with pytest.raises(TensorError, match="int64 of shape"):
         find_task("cv").loss(torch.zeros(0, 4), {"labels": torch.zeros(0, dtype=torch.int64)})
-    with pytest.raises(DataError, match="unknown task 'vc'; there are: cv, llm"):
+    with pytest.raises(DataError, match="unknown task 'vc'; there are: cv, llm, speech"):
         find_task("vc")

@@ -16,8 +16,10 @@ from tests import dwarfs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
+SAMPLES = 130
+"""Of a run, about: some 8 steps of each pipeline."""
+
 SHORT = {
-    "train.epochs": "0.5",
     "train.evaluate_every": "0",
     "optimizer.warmup_steps": "2",
     "sync.warmup_steps": "3",
@@ -32,7 +34,9 @@ SHORT = {
 def sandbox(name: str, folder: Path) -> dict[str, Any]:
     """The scorecard of two pipelines."""
     command = [sys.executable, "-m", "distqat.cli.distqatctl", "sandbox", str(dwarfs.CONFIGS / f"{name}.yaml")]
-    settings = dwarfs.overrides(name, folder, **SHORT, **{"daemon.log_dir": str(folder / "logs")})
+    epochs = SAMPLES / dwarfs.num_samples(name)
+    more = {"train.epochs": str(epochs), "daemon.log_dir": str(folder / "logs")}
+    settings = dwarfs.overrides(name, folder, **SHORT, **more)
     done = subprocess.run(
         [*command, "--no-baseline", "--json", "--minutes", "4", *(part for s in settings for part in ("--set", s))],
         env={**os.environ, "XDG_CACHE_HOME": str(folder)},

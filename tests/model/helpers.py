@@ -61,9 +61,9 @@ def stages(
     return chain(run, MODELS[model][0])
 
 
-def chain(run: RunConfig, shape: DataShape, budget: int | None = None) -> list[Stage]:
+def chain(run: RunConfig, shape: DataShape) -> list[Stage]:
     """All stages of that run, each built alone."""
-    return [build_stage(run, shape, index, CrossEntropy(), CPU, budget) for index in range(run.model.stages)]
+    return [build_stage(run, shape, index, CrossEntropy(), CPU) for index in range(run.model.stages)]
 
 
 def batch(shape: DataShape, seed: int, samples: int = SAMPLES * MICROBATCHES) -> tuple[Tensor, Tensor]:
@@ -118,6 +118,9 @@ class Drive:
         """Forwards, losses and backwards of a step."""
         self.chain[-1].loss_scale = self.scale.value
         parts = microbatches(inputs, labels, number)
+        lender, borrower = self.chain[0].tie, self.chain[-1].tie
+        if lender.travels:
+            borrower.borrow(wire(lender.lend()))
         hidden = [part for part, _ in parts]
         for stage in self.chain[:-1]:
             hidden = [wire(stage.forward(MicrobatchId(step, index), part)) for index, part in enumerate(hidden)]
@@ -131,6 +134,8 @@ class Drive:
                 assert gradient is not None
                 gradient = stage.backward(MicrobatchId(step, index), wire(gradient))
             assert gradient is None
+        if lender.travels:
+            lender.take_back(wire(borrower.give_back()), self.training.precision == "fp16")
         return sum(result.sums["loss"] for result in results) / len(inputs)
 
 

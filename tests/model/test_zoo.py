@@ -173,14 +173,6 @@ def test_the_baseline_is_uncut_whatever_the_runs_cut() -> None:
     assert torch.equal(whole.flatten(), alone.flatten())
 
 
-def test_a_warm_up_needs_the_budget() -> None:
-    run, task = helpers.config("mlp", warmup_steps=4), helpers.CrossEntropy()
-    with pytest.raises(ModelError, match="needs the run's budget"):
-        build_whole(run, helpers.IMAGES, task)
-    assert build_whole(run, helpers.IMAGES, task, budget=1000).training.warmup == 4 * 32 / 1000
-    assert build_whole(helpers.config("mlp"), helpers.IMAGES, task).training.warmup == 0.0
-
-
 def test_a_small_gpt_learns() -> None:
     shape = DataShape("tokens", (32,), 256)
     run = helpers.config("gpt", options={"layers": 2, "width": 64, "heads": 2})

@@ -58,13 +58,14 @@ class Course:
             base,
             max_in_flight=config.pipeline.max_in_flight,
             wire=config.wire,
+            has_offsets=config.quant.has_offsets,
             optimizer=config.optimizer,
             precision=config.train.precision,
         )
 
     def stage(self, index: int) -> Stage:
         task = find_task(self.recipe.task) if index == self.stages - 1 else None
-        return build_stage(self.config(), self.recipe.shape, index, task, budget=self.recipe.samples * self.steps)
+        return build_stage(self.config(), self.recipe.shape, index, task)
 
     def batch(self, step: int) -> Tensors:
         batch = self.recipe.batch(step)

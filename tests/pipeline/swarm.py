@@ -25,9 +25,11 @@ from distqat.pipeline.messages import Open
 from distqat.pipeline.route import Limits, Route
 from distqat.pipeline.service import PipelineService
 from distqat.pipeline.split import split
+from distqat.quant_sections import QuantSection
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Server, Transport
 from distqat.sections import DataSection, ModelSection, OptimizerSection, Precision, RunSection, TrainSection
+from distqat.wire_sections import WireSection
 
 T = TypeVar("T")
 
@@ -51,6 +53,8 @@ class Recipe:
     samples: int = 8
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     precision: Precision = "fp32"
+    wire: WireSection = field(default_factory=WireSection)
+    quant: QuantSection = field(default_factory=QuantSection)
 
     def config(self, stages: int) -> RunConfig:
         return RunConfig(
@@ -59,18 +63,23 @@ class Recipe:
             data=DataSection(),
             optimizer=self.optimizer,
             train=TrainSection(precision=self.precision),
+            wire=self.wire,
+            quant=self.quant,
         )
 
     def limits(self, limits: Limits = LIMITS) -> Limits:
-        """Those, with what the recipe says of the verdict on a step."""
-        return replace(limits, optimizer=self.optimizer, precision=self.precision)
+        """Those, with what the recipe says of the verdict on a step, and of the wire if it says something."""
+        wire = limits.wire if self.wire == WireSection() else self.wire
+        offsets = self.quant.has_offsets
+        return replace(limits, optimizer=self.optimizer, precision=self.precision, wire=wire, has_offsets=offsets)
 
     def stage(self, index: int, stages: int) -> Stage:
         task = find_task(self.task) if index == stages - 1 else None
         return build_stage(self.config(stages), self.shape, index, task)
 
-    def whole(self) -> Stage:
-        return build_whole(self.config(1), self.shape, find_task(self.task))
+    def whole(self, stages: int = 1) -> Stage:
+        """In one process; rounded where a cut into so many would send learned codes."""
+        return build_whole(self.config(stages), self.shape, find_task(self.task))
 
     def batch(self, step: int) -> Tensors:
         """The samples of a step, always the same."""

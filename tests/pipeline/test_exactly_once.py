@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from distqat.model.device import Device
+from distqat.wire_sections import LearnedCodes
 from tests.pipeline.courses import Course, Newcomer, Result, run_course
 from tests.pipeline.cuts import Cut, Point
 from tests.pipeline.swarm import GPT, IMAGES, RESNET, Recipe, run_plain
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 PLAIN = Course("plain", steps=2)
 CLIP = {"clip_norm": 0.5, "schedule": "cosine"}
+LEARNED = {"activations": "learned", "learned": LearnedCodes(bits=4), "gradients": "int8"}
 CHUNKS = Recipe("mlp", IMAGES, "cv", {"hidden": 2048, "depth": 1}, samples=320)
 
 COURSES = [
@@ -30,6 +32,7 @@ COURSES = [
     Course("clipped, under a schedule", settings={"optimizer": CLIP}),
     Course("bf16", settings={"train": {"precision": "bf16"}}),
     Course("fp16, a step skipped", settings={"train": {"precision": "fp16"}, "optimizer": CLIP}, spike=30.0),
+    Course("learned codes, recomputed", GPT, settings={"wire": LEARNED, "pipeline": {"recompute": ["gpt/0"]}}),
     Course("int8 and zstd", GPT, settings={"wire": {"activations": "int8", "gradients": "int8", "compression": "on"}}),
 ]
 """Each with what a break could lose or double."""

@@ -21,11 +21,11 @@ from distqat.pipeline.route import HopError
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Method, Stream, Transport
 from distqat.rpc.wrapped import WrappedStream, WrappedTransport
-from distqat.sections import WireSection
 from distqat.timeline import Timelines
 from distqat.times import DOWN, UP
 from distqat.wire.compression import Compression
 from distqat.wire.payload import NO_PAYLOAD, Payload
+from distqat.wire_sections import WireSection
 from tests.pipeline.swarm import LIMITS, MLP, PIPELINE, Recipe, open_swarm
 from tests.pipeline.test_latency import DEEP, measure
 from tests.pipeline.timed import COMPUTE, open_timed

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from distqat.errors import MessageError
+from distqat.ids import MicrobatchId
 from distqat.pipeline.hop_codecs import HopCodecs, check_codecs, codecs_of, names_of
 from distqat.pipeline.route import HopError, Limits
 from distqat.pipeline.words import Microbatch, Open
-from distqat.sections import WireOverride, WireSection
+from distqat.quant_sections import QuantSection
+from distqat.rpc.transport import Transport
 from distqat.wire import tensors
 from distqat.wire.tensors import TensorHeader
-from tests.pipeline.swarm import LIMITS, MLP, TINY, open_swarm, run_plain, train
+from distqat.wire_sections import LearnedChange, LearnedCodes, WireOverride, WireSection
+from tests.pipeline.swarm import GPT, LIMITS, MLP, RESNET, TINY, Recipe, open_swarm, run_plain, train, train_whole
 from tests.pipeline.test_service import fault_of, opening, raw_hop
 
 NAMES = ("gpt/0", "gpt/1", "gpt/2")
@@ -39,6 +43,22 @@ def test_the_last_word_counts() -> None:
     lines = [WireOverride(stages="gpt/*", activations="int8"), WireOverride(stages="*/0", activations="bf16")]
     assert codecs_of(WireSection(overrides=lines), NAMES, 1).activations == "bf16"
     assert codecs_of(WireSection(overrides=lines[::-1]), NAMES, 1).activations == "int8"
+
+
+def test_a_learned_codec_says_how_its_codes_are_written() -> None:
+    lines = [WireOverride(stages="*/1", learned=LearnedChange(bits=4, per="channel", signed=False))]
+    wire = WireSection(activations="learned", gradients="int8", overrides=lines)
+    assert codecs_of(wire, NAMES, 1) == HopCodecs("learned8", "int8")
+    assert codecs_of(wire, NAMES, 2) == HopCodecs("learned4uc", "int8")
+    assert codecs_of(wire, NAMES, 2, has_offsets=True).activations == "learned4uc+"
+
+
+def test_codes_of_other_bits_than_agreed_are_refused() -> None:
+    check_codecs([header("hidden", "learned4")], "learned4")
+    with pytest.raises(MessageError, match="'hidden' came as learned2, where learned4 was agreed"):
+        check_codecs([header("hidden", "learned2")], "learned4")
+    with pytest.raises(MessageError, match="'gradient' came as learned4, where int8 was agreed"):
+        check_codecs([header("gradient", "learned4")], "int8")
 
 
 def test_the_names_of_all_stages_follow_from_one() -> None:
@@ -135,3 +155,53 @@ def test_every_hop_says_what_it_carries() -> None:
         return [opened.codecs for opened in found if isinstance(opened, Open)]
 
     assert run_plain(scenario()) == [HopCodecs(), HopCodecs("int8"), HopCodecs("int8")]
+
+
+LEARNED = WireSection(
+    activations="learned",
+    learned=LearnedCodes(bits=4),
+    overrides=[WireOverride(stages="*/1", learned=LearnedChange(bits=7, per="channel"))],
+)
+
+
+@pytest.mark.parametrize("recipe", [MLP, RESNET, GPT], ids=lambda recipe: recipe.model)
+def test_learned_codes_train_the_numbers_of_one_process(recipe: Recipe) -> None:
+    """Also over the evaluations between steps, and with offsets."""
+    recipe = replace(recipe, wire=LEARNED, quant=QuantSection(method="lsq+"))
+    seen: list[HopCodecs] = []
+
+    async def scenario() -> tuple[list[dict[str, float]], torch.Tensor]:
+        async with open_swarm(recipe, 3) as swarm, swarm.open() as link:
+            seen.extend(service.opening.codecs for service in swarm.services if isinstance(service.opening, Open))
+            await link.evaluate(recipe.batch(99), 2)
+            sums = await train(link, recipe, range(1, 6), 4)
+            sums.append(await link.evaluate(recipe.batch(99), 2))
+        return sums, swarm.flat()
+
+    sums, flat = run_plain(scenario())
+    assert seen == [HopCodecs(), HopCodecs("learned4+"), HopCodecs("learned7c+")]
+    whole = recipe.whole(3)
+    assert train_whole(whole, recipe, range(1, 6), 4) == sums[:-1]
+    assert torch.equal(whole.flatten(), flat)
+    batch = recipe.batch(99)
+    loss = whole.loss(MicrobatchId(6, 0), batch.pop("inputs"), batch, recipe.samples, train=False).sums["loss"]
+    assert sums[-1]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8])
+def test_a_hop_carries_the_bits_of_codes_and_little_more(bits: int) -> None:
+    wire = WireSection(activations="learned", learned=LearnedCodes(bits=bits), compression="off")
+    recipe = replace(MLP, options={"hidden": 4096, "depth": 1}, samples=32, wire=wire)
+    transports: dict[str, Transport] = {}
+
+    def keep(transport: Transport, name: str) -> Transport:
+        return transports.setdefault(name, transport)
+
+    async def scenario() -> int:
+        async with open_swarm(recipe, 2, wrap=keep) as swarm, swarm.open() as link:
+            before = transports["expert0"].traffic()["pipeline"].sent
+            await link.evaluate(recipe.batch(1), 2)
+            return transports["expert0"].traffic()["pipeline"].sent - before
+
+    codes = recipe.samples * 4096 * bits // 8
+    assert codes < run_plain(scenario()) < codes + 1500

@@ -8,7 +8,8 @@ from distqat.config import RunConfig
 from distqat.errors import RouteError, StaleError, TensorError
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
 from distqat.pipeline.route import HopError, Limits, Route, first_error, patience
-from distqat.sections import OptimizerSection, PipelineSection, Precision, TrainSection, WireSection
+from distqat.sections import OptimizerSection, PipelineSection, Precision, TrainSection
+from distqat.wire_sections import WireSection
 
 
 def seat(stage: int, peer: str | None = None) -> Seat:

@@ -26,6 +26,7 @@ P0, P1 = PipelineId("p0"), PipelineId("p1")
         (Held(5, complete=6), 5),
         (Held(6), 6),
         (Held(4, complete=5), 5),
+        (Held(3), 5),
     ],
 )
 def test_what_is_passed_on(held: Held, passed_on: int) -> None:
@@ -34,13 +35,20 @@ def test_what_is_passed_on(held: Held, passed_on: int) -> None:
 
 @pytest.mark.parametrize(
     ("held", "applies"),
-    [(Held(None), False), (Held(5), False), (Held(5, complete=6), False), (Held(4, complete=5), True)],
+    [
+        (Held(None), False),
+        (Held(5), False),
+        (Held(5, complete=6), False),
+        (Held(4, complete=5), True),
+        (Held(3, complete=4), False),
+        (Held(0), False),
+    ],
 )
 def test_what_is_applied(held: Held, applies: bool) -> None:
     assert has_to_apply(5, held) is applies
 
 
-@pytest.mark.parametrize("held", [Held(4), Held(3, complete=4), Held(4, complete=4), Held(7), Held(0)])
+@pytest.mark.parametrize("held", [Held(4), Held(4, complete=4), Held(7)])
 def test_what_is_too_far_apart_names_both(held: Held) -> None:
     for decide in (step_to_pass_on, has_to_apply):
         with pytest.raises(StaleError, match=rf"route is at step 5, the stage has committed step {held.version}"):
@@ -105,6 +113,16 @@ def test_a_newcomer_takes_the_number() -> None:
     # Another pipeline counts its own steps, and another stage has none.
     assert standing.held(stage, P1) == Held(None)
     assert standing.held(TINY.whole(), P0) == Held(None)
+
+
+def test_who_was_away_while_another_had_its_seat_takes_the_number() -> None:
+    stage, standing = TINY.whole(), Standing()
+    standing.reach(stage, P0, 3)
+    work(stage, standing, 4, range(2))
+    standing.reach(stage, P0, 6)
+    assert stage.pending is None
+    assert standing.held(stage, P0) == Held(6)
+    assert not standing.owed
 
 
 def test_older_epochs_are_refused_for_each_pipeline() -> None:

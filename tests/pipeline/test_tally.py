@@ -14,10 +14,11 @@ BATCH = {"inputs": torch.arange(7.0), "labels": torch.arange(7)}
 
 
 def test_a_batch_is_cut_into_pieces_that_know_the_whole() -> None:
-    pieces = pieces_of(3, BATCH, 3, train=True, progress=0.25)
+    pieces = pieces_of(3, BATCH, 3, train=True, progress=0.25, warmup=0.5)
     assert torch.equal(torch.cat([named["inputs"] for _, named in pieces]), BATCH["inputs"])
     assert [(message.index, message.samples) for message, _ in pieces] == [(0, 3), (1, 2), (2, 2)]
-    assert {(m.step, m.count, m.batch_samples, m.train, m.progress) for m, _ in pieces} == {(3, 3, 7, True, 0.25)}
+    assert {(m.step, m.count, m.batch_samples, m.train) for m, _ in pieces} == {(3, 3, 7, True)}
+    assert {(m.progress, m.warmup) for m, _ in pieces} == {(0.25, 0.5)}
 
 
 @pytest.mark.parametrize("batch", [{"labels": torch.arange(7)}, {**BATCH, "labels": torch.arange(6)}])

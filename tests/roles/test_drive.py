@@ -15,6 +15,7 @@ import torch
 from distqat.config import RunConfig, load
 from distqat.data.client import LedgerClient, LocalClaims
 from distqat.data.ledger import Ledger
+from distqat.data.reading import OwnReading
 from distqat.data.sampler import Sampler, progress
 from distqat.data.sources import ArraySplit, Source
 from distqat.discovery.records import Pace
@@ -37,6 +38,7 @@ MINE, OTHER = PipelineId("mine"), PipelineId("other")
 SEATS = (Seat(PeerId("a" * 40), Endpoint("alice", 1), StageIndex(0)),)
 SAMPLES = ArraySplit({"inputs": np.arange(BUDGET, dtype=np.float32)[:, None], "labels": np.arange(BUDGET)})
 SOURCE = Source("numbers", "cv", DataShape("image", (1, 1, 1), BUDGET), SAMPLES, SAMPLES)
+READING = OwnReading(SOURCE, Sampler(BUDGET, 7))
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,13 @@ class FakeLink:
         self._sizes: dict[int, float] = {}
 
     async def submit(
-        self, step: int, tensors: Mapping[str, torch.Tensor], microbatches: int, progress: float = 0.0, claim: int = 0
+        self,
+        step: int,
+        tensors: Mapping[str, torch.Tensor],
+        microbatches: int,
+        progress: float = 0.0,
+        claim: int = 0,
+        warmup: float = 0.0,
     ) -> None:
         inputs = tensors["inputs"]
         given = Submitted(step, float(inputs[0, 0]), len(inputs), microbatches, progress)
@@ -150,8 +158,8 @@ def a_scene(monkeypatch: pytest.MonkeyPatch, route: FakeRoute, paces: list[Pace]
     monkeypatch.setattr(module, "open_route", route.open)
     telemetry, ledger = Telemetry(), Ledger(BUDGET)
     transport = Network().transport("trainer")
-    fuel = Fuel(PeerId("t" * 40), transport, config(*overrides), SOURCE, telemetry, lambda: paces)
-    data = LedgerClient(MINE, SOURCE, Sampler(BUDGET, 7), LocalClaims(ledger))
+    fuel = Fuel(PeerId("t" * 40), transport, config(*overrides), READING, telemetry, lambda: paces)
+    data = LedgerClient(MINE, READING, LocalClaims(ledger))
     scene = Scene(Drive(fuel, MINE, data), ledger, telemetry)
     scene.drive.order(1, SEATS)
     return scene

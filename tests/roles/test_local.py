@@ -13,6 +13,7 @@ from distqat.data.tasks import find_task
 from distqat.ids import MicrobatchId
 from distqat.model.agreement import LossScale, decide, first_scale
 from distqat.model.build import build_stage, build_whole
+from distqat.model.rates import warmup_fraction
 from distqat.model.terms import Terms
 from distqat.roles.local import Alone, train_locally
 from tests.support import run
@@ -22,7 +23,7 @@ SETTINGS = ["model.name=mlp", "daemon.threads=1", "optimizer.name=sgd", "optimiz
 
 def alone(config: RunConfig, source: Source) -> Alone:
     positions = budget(config.train.epochs, len(source.train))
-    stage = build_whole(config, source.shape, find_task(source.task), budget=positions)
+    stage = build_whole(config, source.shape, find_task(source.task))
     return Alone(config, stage, positions)
 
 
@@ -34,7 +35,7 @@ def batches(config: RunConfig, source: Source, number: int) -> list[Batch]:
 
 def test_microbatches_equal_one_big_batch() -> None:
     configs = [load(overrides=[*SETTINGS, f"data.microbatches={number}"]).run_config() for number in (1, 4)]
-    source = open_source(configs[0].data)
+    source = open_source(configs[0])
     pair = [alone(config, source) for config in configs]
     for batch in batches(configs[0], source, 5):
         losses = [own.step(batch) for own in pair]
@@ -55,10 +56,11 @@ def test_microbatches_equal_one_big_batch() -> None:
 def test_a_pipeline_on_the_same_terms_ends_at_the_same_bits(extra: list[str]) -> None:
     """Two stages, chained by hand, that are told what `decide` says."""
     config = load(overrides=[*SETTINGS, "train.epochs=0.2", *extra]).run_config()
-    source = open_source(config.data)
+    source = open_source(config)
     own, positions = alone(config, source), budget(config.train.epochs, len(source.train))
     task, shape = find_task(source.task), source.shape
-    first, last = (build_stage(config, shape, index, task, budget=positions) for index in range(2))
+    first, last = (build_stage(config, shape, index, task) for index in range(2))
+    warmup = warmup_fraction(config.optimizer, config.data.batch, positions)
     scale = first_scale(config.train.precision)
     if config.train.precision == "fp16":
         own.scale = scale = LossScale(2.0**24)
@@ -75,7 +77,7 @@ def test_a_pipeline_on_the_same_terms_ends_at_the_same_bits(extra: list[str]) ->
         squares = first.square_norms(step) + last.square_norms(step)
         verdict = decide(squares, config.optimizer, config.train.precision, scale)
         for stage in (first, last):
-            stage.commit(step, Terms(batch.begin / positions, verdict.factor))
+            stage.commit(step, Terms(batch.begin / positions, verdict.factor, warmup))
         scale = verdict.scale
         assert own.scale == scale
     assert torch.equal(torch.cat([first.flatten(), last.flatten()]), own.stage.flatten())
@@ -87,7 +89,7 @@ def test_the_schedule_follows_the_samples() -> None:
     moved = {}
     for name, extra, at in (("none", [], 0), ("begun", ["optimizer.warmup_steps=10"], 0), ("later", [], 9)):
         config = load(overrides=[*SETTINGS, *extra, *(["optimizer.warmup_steps=10"] if at else [])]).run_config()
-        source = open_source(config.data)
+        source = open_source(config)
         own = alone(config, source)
         before = own.stage.flatten()
         (batch,) = batches(config, source, 1)

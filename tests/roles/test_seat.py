@@ -216,6 +216,35 @@ def test_a_stage_in_a_route_joins_before_its_next_step_only_if_none_is_coming(in
     run_virtual(scenario(), timeout=2000.0)
 
 
+def test_a_step_that_does_not_come_on_is_no_secret() -> None:
+    """A stage of its route is lost: siblings need not wait for the end of this step."""
+
+    async def scenario() -> None:
+        async with seat(Circle(SYNC.model_copy(update={"inner_steps": 100}))) as held:
+            stage: Any = held.stage
+            held.unrouted.clear()
+            await held.begin(True)
+            await asyncio.sleep(10.0)
+            assert not held.averager.is_held_up(), "nobody knows how long its steps take"
+            for number in (1, 2, 3):
+                await asyncio.sleep(1.0)
+                await step(held, number)
+            await held.begin(True)
+            stage.pending = 1
+            await asyncio.sleep(2.9)
+            assert not held.averager.is_held_up(), "steps take a second"
+            await asyncio.sleep(0.2)
+            assert held.averager.is_held_up()
+            held.progressed()
+            assert not held.averager.is_held_up()
+            await held.committed(StepRef(PIPELINE, 4), 8)
+            stage.pending = 0
+            await asyncio.sleep(100.0)
+            assert not held.averager.is_held_up(), "between two steps it joins at once"
+
+    run_virtual(scenario(), timeout=200.0)
+
+
 def copied(held: Held) -> LocalState:
     return LocalState(held.version, {"values/x": held.values.clone()})
 

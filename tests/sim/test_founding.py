@@ -99,18 +99,85 @@ class Truths:
         return len(common) > 3
 
 
+CUT_WORLD = ("model.stages=1", "plan.max_pipelines=2", "sync.max_wait=4")
+PRESUMED = 12.0
+"""Seconds in that world after which a sibling that does not answer is taken for dead."""
+
+
+def rounds(status: SwarmStatus) -> list[int]:
+    """That the experts have committed, the fewest first; 0 while there are none."""
+    return sorted(expert.round for _, expert in status.experts()) or [0]
+
+
+async def start_cut_off(world: World, hosts: tuple[str, str]) -> None:
+    """All see the records of all, and these two do not reach each other, before anybody trains."""
+    world.network.partition({hosts[0]}, {hosts[1]})
+    await world.start("watch", "monitor")
+    for host in hosts:
+        await world.start(host, "expert", join="watch")
+    await world.until("watch", lambda s: len(s.experts()) == 2)
+    await asyncio.sleep(5.0)
+    await world.start("head", "client", join="watch")
+
+
+def test_of_siblings_that_are_cut_off_from_the_start_one_begins_and_the_other_trains_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        truths, hosts = Truths(monkeypatch), ("alice", "carol")
+        async with open_world(tmp_path, *CUT_WORLD) as world:
+            await start_cut_off(world, hosts)
+            status = await world.until("head", lambda s: len(training(s)) == 2 and rounds(s)[-1] > 2)
+            assert rounds(status)[0] == 0
+            behind = min(line.step for line in training(status))
+            await world.until("head", lambda s: min(line.step for line in training(s)) > behind)
+            world.network.heal()
+            status = await world.until("head", lambda s: len(training(s)) == 2 and truths.have_met(hosts), 120)
+            assert (books(status).lost, books(status).doubled) == (0, 0)
+        every = {state for host in hosts for state in truths.held[host]}
+        assert len(every) == len({number for number, _ in every}), "there are two results of a round"
+
+    run_virtual(scenario(), debug=False)
+
+
+def test_who_waits_for_the_first_round_begins_when_the_other_is_taken_for_dead(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with open_world(tmp_path, *CUT_WORLD) as world:
+            await start_cut_off(world, ("alice", "carol"))
+            await world.until("head", lambda s: rounds(s)[-1] > 0)
+            began = asyncio.get_running_loop().time()
+            await world.until("head", lambda s: rounds(s)[0] > 0)
+            assert PRESUMED / 2 < asyncio.get_running_loop().time() - began < PRESUMED + 5.0
+
+    run_virtual(scenario(), debug=False)
+
+
+def test_siblings_that_all_are_there_begin_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with open_world(tmp_path, *CUT_WORLD) as world:
+            await world.start("head", "client")
+            for host in ("alice", "carol"):
+                await world.start(host, "expert", join="head")
+            await world.until("head", lambda s: len(training(s)) == 2)
+            began = asyncio.get_running_loop().time()
+            await world.until("head", lambda s: rounds(s)[0] > 0)
+            assert asyncio.get_running_loop().time() - began < 2.0
+
+    run_virtual(scenario(), debug=False)
+
+
 def test_siblings_that_are_cut_off_from_the_start_go_on_with_one_truth_when_they_meet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
         truths, hosts = Truths(monkeypatch), ("alice", "carol")
-        async with open_world(tmp_path, "model.stages=1", "plan.max_pipelines=2", "sync.max_wait=4") as world:
-            # Both see the client, and each other's records; no round can be had with both.
-            world.network.partition({"alice"}, {"carol"})
+        async with open_world(tmp_path, *CUT_WORLD) as world:
+            # They are ready and train before the records of each have come to the other.
+            world.network.partition(set(hosts[:1]), set(hosts[1:]))
             await world.start("head", "client")
             for host in hosts:
                 await world.start(host, "expert", join="head")
-            await world.until("head", lambda s: len(training(s)) == 2 and all(e.round > 2 for _, e in s.experts()))
+            await world.until("head", lambda s: len(training(s)) == 2 and rounds(s)[0] > 2)
             # Fresh numbers are those of the seed, so the first round begins at the same.
             assert truths.held["alice"][0] == truths.held["carol"][0]
             assert not truths.have_met(hosts)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distqat.data.sources.splits import Array, ArraySplit, Indices, Source
+from distqat.config import RunConfig
+from distqat.data.sources.splits import Array, ArraySplit, Indices, Source, SourceShape
 from distqat.errors import DataError
 from distqat.model.shapes import DataShape
-from distqat.sections import DataSection
 
 HELD_OUT = 0.2
 """Part of every class that is never trained on."""
@@ -24,7 +24,12 @@ _CLASSES = 10
 _BRIGHTEST = 16.0
 
 
-def load(section: DataSection) -> Source:
+def shape(config: RunConfig) -> SourceShape:
+    """Grey images of 8 x 8 pixels, whatever the settings say."""
+    return SourceShape("cv", DataShape("image", (1, 8, 8), _CLASSES))
+
+
+def load(config: RunConfig) -> Source:
     """Images float32 [n, 1, 8, 8] in [-1, 1], labels int64 [n]. Raises DataError without scikit-learn."""
     table = _read(_file())
     images = (table[:, :-1] / (_BRIGHTEST / 2) - 1).astype(np.float32).reshape(-1, 1, 8, 8)
@@ -34,7 +39,7 @@ def load(section: DataSection) -> Source:
     train, rest = (
         ArraySplit({"inputs": images[chosen], "labels": labels[chosen]}) for chosen in (~is_held_out, is_held_out)
     )
-    return Source("digits", "cv", DataShape("image", (1, 8, 8), _CLASSES), train, rest)
+    return Source("digits", *shape(config), train, rest)
 
 
 def held_out(labels: Array) -> Indices:

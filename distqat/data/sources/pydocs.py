@@ -13,10 +13,12 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from distqat.data.sources.splits import Source, WindowSplit
+import numpy as np
+
+from distqat.config import RunConfig
+from distqat.data.sources.splits import Source, SourceShape, WindowSplit
 from distqat.errors import DataError
 from distqat.model.shapes import DataShape
-from distqat.sections import DataSection
 
 HELD_OUT = 0.1
 """Part of the bytes, in whole documents, that is never trained on."""
@@ -29,12 +31,16 @@ _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packag
 _BETWEEN = b"\n\n"
 
 
-def load(section: DataSection) -> Source:
-    """Windows of `section.sequence` bytes: inputs and labels int64 [n, T]. Raises DataError."""
-    train, rest = split(documents())
-    shape = DataShape("tokens", (section.sequence,), _CLASSES)
-    windows = (WindowSplit(_BETWEEN.join(texts), section.sequence) for texts in (train, rest))
-    return Source("pydocs", "llm", shape, *windows)
+def shape(config: RunConfig) -> SourceShape:
+    """Windows of `data.sequence` bytes."""
+    return SourceShape("llm", DataShape("tokens", (config.data.sequence,), _CLASSES))
+
+
+def load(config: RunConfig) -> Source:
+    """Windows of `data.sequence` bytes: inputs and labels int64 [n, T]. Raises DataError."""
+    train, rest = (np.frombuffer(_BETWEEN.join(texts), np.uint8) for texts in split(documents()))
+    sequence = config.data.sequence
+    return Source("pydocs", *shape(config), WindowSplit(train, sequence), WindowSplit(rest, sequence))
 
 
 def documents() -> list[bytes]:

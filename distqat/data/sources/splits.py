@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,15 @@ Arrays = dict[str, Array]
 """One batch: "inputs" and the targets, each with the samples along its first axis."""
 
 Indices = npt.NDArray[np.int64]
+
+TaskName = Literal["cv", "llm", "speech"]
+
+
+class SourceShape(NamedTuple):
+    """What is known of a data set before anything is read."""
+
+    task: TaskName
+    data: DataShape
 
 
 class Split(Protocol):
@@ -30,12 +39,21 @@ class Split(Protocol):
         ...
 
 
+@runtime_checkable
+class Augmented(Protocol):
+    """A split that varies its samples in training, each by where it stands in the run's order."""
+
+    def batch_at(self, indices: Indices, begin: int) -> Arrays:
+        """Those samples as they are trained on at positions `begin`, `begin` + 1, ...: the same bytes each time."""
+        ...
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set with its held-out part; what is held out is the same in every run."""
 
     name: str
-    task: Literal["cv", "llm"]
+    task: TaskName
     shape: DataShape
     train: Split = field(repr=False)
     held_out: Split = field(repr=False)
@@ -55,21 +73,32 @@ class ArraySplit:
 
 
 class WindowSplit:
-    """Windows of a text, in bytes: sample i is bytes [i T, i T + T + 1), of which the labels are one further."""
+    """Windows of T tokens of a text [n], which may lie in a file: sample i is tokens [i T, i T + T + 1), of which the
+    labels are one further."""
 
-    def __init__(self, text: bytes, sequence: int) -> None:
-        self._bytes = np.frombuffer(text, np.uint8)
+    def __init__(self, tokens: Array, sequence: int) -> None:
+        self._tokens = tokens
         self._sequence = sequence
 
     def __len__(self) -> int:
-        return max(0, (len(self._bytes) - 1) // self._sequence)
+        return max(0, (len(self._tokens) - 1) // self._sequence)
 
     def batch(self, indices: Indices) -> Arrays:
-        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"sample index out of range 0 to {len(self) - 1}")
+        expect_indices(indices, len(self))
         places = indices[:, None] * self._sequence + np.arange(self._sequence + 1)
-        windows = self._bytes[places].astype(np.int64)
+        windows = self._tokens[places].astype(np.int64)
         return {"inputs": windows[:, :-1].copy(), "labels": windows[:, 1:].copy()}
+
+
+def expect_indices(indices: Indices, length: int) -> None:
+    """Raises IndexError unless all are of a split of that length."""
+    if len(indices) and not 0 <= indices.min() <= indices.max() < length:
+        raise IndexError(f"sample index out of range 0 to {length - 1}")
+
+
+def training_batch(split: Split, indices: Indices, begin: int) -> Arrays:
+    """The samples at positions `begin`, `begin` + 1, ... of the run's order, as they are trained on."""
+    return split.batch_at(indices, begin) if isinstance(split, Augmented) else split.batch(indices)
 
 
 def evaluation_batches(split: Split, batch: int) -> Iterator[Arrays]:

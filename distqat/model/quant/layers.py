@@ -14,8 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distqat.model.quant import hardware as arrays
 from distqat.model.quant.grid import Channels
-from distqat.model.quant.quantizers import LearnedWeights
+from distqat.model.quant.integer import Array
+from distqat.model.quant.quantizers import LearnedWeights, Quantizer
+from distqat.model.quant.rounding import straight_through
+from distqat.model.quant.slices import Hardware
+
+UNBOUNDED = Hardware()
 
 GPT_LINEAR = ("transformers.pytorch_utils", "Conv1D")
 """Where it is; the library is not imported to look for it."""
@@ -75,23 +81,54 @@ class QuantisedLayer(nn.Module):
 
     weight_quantizer: nn.Module
     input_quantizer: nn.Module
+    hardware: Hardware
 
     def forward(self, values: Tensor) -> Tensor:
-        weight = self.weight_quantizer(self.weight)
-        return _apply(self, self.input_quantizer(values), weight)
+        rounded, weight = self.input_quantizer(values), self.weight_quantizer(self.weight)
+        if not self.hardware.accumulator_bits:
+            return apply(self, rounded, weight)
+        return _in_hardware(self, values, rounded, weight)
 
 
-def quantise(module: nn.Module, weights: nn.Module | None, inputs: nn.Module | None) -> None:
-    """Make a layer round its weights and inputs with these, in place; None leaves them as they are."""
+def quantise(
+    module: nn.Module, weights: Quantizer | None, inputs: Quantizer | None, hardware: Hardware = UNBOUNDED
+) -> None:
+    """Make a layer round its weights and inputs with these, in place; None leaves them as they are.
+
+    Only with both there is anything that hardware with bounded accumulators could compute; else ValueError.
+    """
+    if hardware.accumulator_bits and (weights is None or inputs is None):
+        raise ValueError("bounded accumulators add products of codes: weights and inputs must both be quantised")
     if isinstance(weights, LearnedWeights):
         weights.begin(_weight(module))
     kind: Any = type(module)
     module.weight_quantizer = weights or nn.Identity()
     module.input_quantizer = inputs or nn.Identity()
+    module.hardware = hardware  # type: ignore[assignment]
     module.__class__ = _quantised(kind)
 
 
-def _apply(layer: Any, values: Tensor, weight: Tensor) -> Tensor:
+def _in_hardware(layer: Any, values: Tensor, rounded: Tensor, weight: Tensor) -> Tensor:
+    """Bounded accumulators going forward; the gradients are those of the layer that has none."""
+    inputs, weights = layer.input_quantizer.code(values), layer.weight_quantizer.code(layer.weight)
+    if inputs is None:
+        return apply(layer, rounded, weight)
+    array = Array(layer.hardware, layer.weight_quantizer.grid, layer.input_quantizer.grid)
+    with torch.no_grad():
+        exact = arrays.compute(layer, weights, inputs, layer.input_quantizer.channels, array)
+    if not torch.is_grad_enabled():
+        return exact.to(_result_type(values))
+    plain = apply(layer, rounded, weight)
+    return straight_through(exact.to(plain.dtype), plain)
+
+
+def _result_type(values: Tensor) -> torch.dtype:
+    """Of what leaves a layer."""
+    device = values.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
+
+
+def apply(layer: Any, values: Tensor, weight: Tensor) -> Tensor:
     """The layer's own forward with another weight."""
     result: Tensor
     if isinstance(layer, nn.Conv1d | nn.Conv2d):

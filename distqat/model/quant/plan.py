@@ -41,6 +41,7 @@ def quantised(plan: ModelPlan, section: QuantSection) -> ModelPlan:
     every = [layer for own in found for layer in own.values()]
     _expect_all_rules_to_match(plan, section, every)
     chosen = [{path: rules.numbers_of(layer, section) for path, layer in own.items()} for own in found]
+    _expect_codes_for_hardware(chosen, found)
     if all(numbers.are_plain for own in chosen for numbers in own.values()):
         raise ModelError(f"quant.method is {section.method}, but no layer of model {plan.name} is quantised")
     blocks = (
@@ -82,6 +83,18 @@ def _expect_all_rules_to_match(plan: ModelPlan, section: QuantSection, every: li
         log.warning("%s", what)
 
 
+def _expect_codes_for_hardware(chosen: Iterable[Mapping[str, Numbers]], found: Iterable[Mapping[str, Layer]]) -> None:
+    """Raises ModelError for a layer of which the hardware gets codes of one side only."""
+    for numbers, layers_of in zip(chosen, found, strict=True):
+        for path, own in numbers.items():
+            if own.hardware.accumulator_bits and (own.weights is None) != (own.activations is None):
+                what = "weights" if own.weights is None else "activations"
+                raise ModelError(
+                    f"quant.accumulator_bits: an accumulator adds products of codes, and the {what} of layer "
+                    f"{layers_of[path].path} are not quantised; give them bits, or a rule with accumulator_bits: 0"
+                )
+
+
 def _layers(spec: BlockSpec) -> dict[str, Layer]:
     """Those of a block that can be quantised, by their path in it."""
     # A foreign constructor may draw numbers; nobody else's generators move.
@@ -101,7 +114,8 @@ def _finish(work: Work, block: nn.Module) -> None:
     for path, numbers in work.numbers.items():
         if not numbers.are_plain:
             module = block.get_submodule(path)
-            layers.quantise(module, _of_weights(work, module, numbers), _of_inputs(work, module, numbers))
+            weights, inputs = _of_weights(work, module, numbers), _of_inputs(work, module, numbers)
+            layers.quantise(module, weights, inputs, numbers.hardware)
 
 
 def _of_weights(work: Work, module: nn.Module, numbers: Numbers) -> Quantizer | None:

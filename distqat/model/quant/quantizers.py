@@ -9,18 +9,30 @@ they are.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from distqat.model.quant.grid import Channels, Grid, shared_axes, step_shape
-from distqat.model.quant.rounding import rounded
+from distqat.model.quant.rounding import codes_of, effective, rounded
 
 NORMAL_MAGNITUDE = math.sqrt(2 / math.pi)
 """Mean magnitude of standard normal values."""
 
 MOMENTUM = 0.1
 """How much of a microbatch's range goes into the running one, as with batch norm."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Values as whole numbers; `codes` times `step`, plus `offset`, is what they are rounded to."""
+
+    codes: Tensor
+    """fp32, in the shape of the values."""
+    step: Tensor
+    """() or (channels,), more than 0."""
+    offset: Tensor | None
 
 
 class Quantizer(nn.Module):
@@ -30,6 +42,19 @@ class Quantizer(nn.Module):
         super().__init__()
         self.grid = grid
         self.channels = channels
+
+    def scale(self, values: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Step and offset with which these values are rounded; None: they are not yet. Changes nothing."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def code(self, values: Tensor) -> Coded | None:
+        """The values as `forward` has just rounded them; None: they passed as they are."""
+        scale = self.scale(values)
+        if scale is None:
+            return None
+        step, offset = scale
+        return Coded(codes_of(values, step, offset, self.grid, self.channels), effective(step), offset)
 
     def extra_repr(self) -> str:
         per = "tensor" if self.channels is None else f"each of {self.channels.number} channels"
@@ -44,6 +69,9 @@ class LearnedQuantizer(Quantizer):
         first = 2 * NORMAL_MAGNITUDE / math.sqrt(grid.highest)
         self.step = nn.Parameter(torch.full(step_shape(channels), first))
         self.offset = nn.Parameter(torch.zeros(step_shape(channels))) if has_offset else None
+
+    def scale(self, values: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        return self.step, self.offset
 
     def _rounded(self, values: Tensor, elements: int) -> Tensor:
         """`elements`: of the tensor, or of a sample, that all steps share."""
@@ -96,6 +124,9 @@ class LearnedInputs(LearnedQuantizer):
             self._begin(values)
         return self._rounded(values, values[0].numel())
 
+    def scale(self, values: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        return super().scale(values) if self._begun.ask(self.initialised) else None
+
     @torch.no_grad()
     def _begin(self, values: Tensor) -> None:
         """Raises ValueError for values that are not finite."""
@@ -119,6 +150,9 @@ class ObservedWeights(Quantizer):
         super().__init__(grid, channels)
         self.percentile = percentile
 
+    def scale(self, values: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        return _bound(values.detach(), self.channels, self.percentile) / self.grid.highest, None
+
     def forward(self, weight: Tensor) -> Tensor:
         bound = _bound(weight.detach(), self.channels, self.percentile)
         return rounded(weight, bound / self.grid.highest, None, self.grid, self.channels)
@@ -136,6 +170,11 @@ class ObservedInputs(Quantizer):
         self.register_buffer("bound", torch.zeros(step_shape(channels)))  # Running mean of the largest magnitude.
         self.register_buffer("initialised", torch.zeros(()))
         self._begun = _Begun()
+
+    def scale(self, values: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        if self.training:
+            return _bound(values.detach(), self.channels, self.percentile) / self.grid.highest, None
+        return (self.bound / self.grid.highest, None) if self._begun.ask(self.initialised) else None
 
     def forward(self, values: Tensor) -> Tensor:
         bound = self.bound

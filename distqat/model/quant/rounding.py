@@ -34,10 +34,43 @@ def rounded(
     return result
 
 
+def codes_of(values: Tensor, step: Tensor, offset: Tensor | None, grid: Grid, channels: Channels | None) -> Tensor:
+    """The whole numbers that stand for the values, in fp32."""
+    return _places(values, step, offset, channels).round().clamp_(grid.lowest, grid.highest)
+
+
+def values_of(codes: Tensor, step: Tensor, offset: Tensor | None, channels: Channels | None) -> Tensor:
+    """What these codes (fp32, changed in place) stand for; bit for bit what `rounded` gives."""
+    values = codes.mul_(beside(effective(step), codes, channels))
+    return values if offset is None else values.add_(beside(offset, values, channels))
+
+
+def effective(step: Tensor) -> Tensor:
+    """The step as it is computed with."""
+    return step.clamp(min=SMALLEST_STEP)
+
+
 def _places(values: Tensor, step: Tensor, offset: Tensor | None, channels: Channels | None) -> Tensor:
     """Where the values lie on the grid, not rounded."""
     moved = values.float() if offset is None else values.float() - beside(offset, values, channels)
-    return moved / beside(step.clamp(min=SMALLEST_STEP), values, channels)
+    return moved / beside(effective(step), values, channels)
+
+
+def straight_through(exact: Tensor, plain: Tensor) -> Tensor:
+    """The numbers of the first, the gradients of the second, of the same shape and type."""
+    result: Tensor = _StraightThrough.apply(exact, plain)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, plain: Tensor) -> Tensor:
+        ctx.mark_dirty(exact)  # It is nobody else's, and may be changed in place like any result.
+        return exact
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0]
 
 
 class _Rounding(torch.autograd.Function):
@@ -55,10 +88,7 @@ class _Rounding(torch.autograd.Function):
         ctx.save_for_backward(places)
         ctx.how = (grid, channels, gradient_scale)
         result = places.round().clamp_(grid.lowest, grid.highest)
-        result.mul_(beside(step.clamp(min=SMALLEST_STEP), values, channels))
-        if offset is not None:
-            result.add_(beside(offset, values, channels))
-        return result.to(values.dtype)
+        return values_of(result, step, offset, channels).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,12 +7,15 @@ count, the more specific one after the less specific: each setting is what the m
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 
+from distqat.model.quant.slices import Hardware
 from distqat.quant_sections import NumberChange, NumberFormat, QuantRule, QuantSection
 
 WILD = "*?["
+
+_OF_HARDWARE = {field.name for field in fields(Hardware)}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Numbers:
 
     weights: NumberFormat | None
     activations: NumberFormat | None
+    hardware: Hardware = field(default_factory=Hardware)
+    """What multiplies and adds them."""
 
     @property
     def are_plain(self) -> bool:
@@ -58,12 +63,14 @@ def specificity(rule: QuantRule) -> tuple[bool, int, bool]:
 def numbers_of(layer: Layer, section: QuantSection) -> Numbers:
     """What the rules make of a layer."""
     weights, activations, is_excluded = section.weights, section.activations, False
+    hardware = Hardware(section.slice_bits, section.accumulator_length, section.accumulator_bits)
     for rule in sorted((rule for rule in section.rules if is_match(rule, layer)), key=specificity):
         weights, activations = _changed(weights, rule.weights), _changed(activations, rule.activations)
         is_excluded = is_excluded if rule.exclude is None else rule.exclude
+        hardware = replace(hardware, **rule.model_dump(include=_OF_HARDWARE, exclude_none=True))
     if is_excluded:
         return Numbers(None, None)
-    return Numbers(weights if weights.bits else None, activations if activations.bits else None)
+    return Numbers(weights if weights.bits else None, activations if activations.bits else None, hardware)
 
 
 def idle(rules: Iterable[QuantRule], layers: Collection[Layer]) -> list[QuantRule]:

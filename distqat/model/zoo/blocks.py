@@ -13,6 +13,7 @@ from torch import nn
 
 from distqat.errors import ModelError
 from distqat.model import rng
+from distqat.wire.codecs.learned import Form
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class HiddenShape:
     dtype: torch.dtype = torch.float32
     below: int | None = None
     """Integers only: every element is less than this, and not negative."""
+    has_riders: bool = False
+    """Some elements say what they say by their sign, which every codec keeps."""
 
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')} {('batch', *self.shape)}".replace("'", "")
@@ -47,6 +50,10 @@ class BlockSpec:
     """Prefixes of the names of its tensors, and what stands for them in the model of the library that it is from."""
     finish: Callable[[nn.Module], None] | None = None
     """Changes the module in place once it has its first numbers, from these alone; see `model.quant`."""
+    boundary: Form | None = None
+    """How what leaves the block is rounded, where a cut behind it sends learned codes; see `model.quant.boundary`."""
+    lends: str | None = None
+    """In a model's first block: the name of its parameter that the last block computes with too; see `model.ties`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,11 @@ class ModelPlan:
     name: str
     inputs: HiddenShape
     blocks: tuple[BlockSpec, ...]
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the last block computes with a parameter of the first one."""
+        return self.blocks[0].lends is not None
 
     @property
     def costs(self) -> list[float]:
@@ -73,11 +85,18 @@ class StagePlan:
     first_block: int
     inputs: HiddenShape
     blocks: tuple[BlockSpec, ...]
+    is_tied: bool = False
+    """Whether the model's last block computes with a parameter of its first one."""
 
     @property
     def name(self) -> str:
         """The stage's name, such as `resnet/0`."""
         return f"{self.model}/{self.index}"
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the model ends in it."""
+        return self.index == self.num_stages - 1
 
     @property
     def outputs(self) -> HiddenShape:
@@ -92,7 +111,8 @@ def slice_of(plan: ModelPlan, ranges: Sequence[range], index: int, dtype: torch.
     own = ranges[index]
     blocks = [replace(block, output=replace(block.output, dtype=dtype)) for block in plan.blocks]
     inputs = plan.inputs if own.start == 0 else blocks[own.start - 1].output
-    return StagePlan(plan.name, index, len(ranges), own.start, inputs, tuple(blocks[own.start : own.stop]))
+    mine = tuple(blocks[own.start : own.stop])
+    return StagePlan(plan.name, index, len(ranges), own.start, inputs, mine, plan.is_tied)
 
 
 def build(spec: BlockSpec, seed: int, model: str, index: int) -> nn.Module:

@@ -9,5 +9,6 @@ saver     a stage between two steps, as it goes into a checkpoint, and comes out
 vault     the checkpoints of an expert: which it is to load
 archive   what a mirror gives
 choice    from which checkpoints a swarm goes on, and with which steps       pure
+collect   those of all stages that lie in some folders, read without a swarm
 revival   the client's part: waits for the holders, rolls the books back, tells who loads what
 """

@@ -33,6 +33,8 @@ from distqat.roles.checkpoint.words import Checkpoint
 FORMAT = 2
 SUFFIX = ".safetensors"
 UNFINISHED = ".new"
+CONFIG = "config"
+"""Which of a manifest's facts is the run's config, in its canonical form: with it alone the model can be built."""
 BLOCK = 1 << 22
 """Bytes that are read at once while a file is hashed."""
 

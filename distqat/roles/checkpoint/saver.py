@@ -19,7 +19,7 @@ from distqat.ids import Endpoint, PeerId, StageIndex, StepRef, short
 from distqat.model.agreement import Verdict
 from distqat.model.local import LocalState
 from distqat.roles.checkpoint.cadence import is_due
-from distqat.roles.checkpoint.files import Manifest
+from distqat.roles.checkpoint.files import CONFIG, Manifest
 from distqat.roles.checkpoint.keeper import Groups, Keeper
 from distqat.roles.checkpoint.words import Checkpoint, Load
 from distqat.roles.copies.copy import Copy
@@ -80,6 +80,7 @@ class Saver:
             "ordered": copy.is_ordered,
             "version": copy.state.version,
             "share": self._seat.rounds.handover.last_share,
+            CONFIG: self._config.canonical(),
         }
         groups: dict[str, Mapping[str, Tensor]] = {OUTER: tensors_of(outer), LOCAL: copy.state.tensors}
         residuals = {str(fragment): held for fragment, held in feedback.save().items()}

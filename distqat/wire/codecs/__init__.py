@@ -2,8 +2,8 @@
 
 In this order: `codec` (what each of them can do), `plain` (elements as they lie in memory), `half` (bf16, fp16),
 `blocks` (int8, int4: a scale for each block), which are computed by `kernels` on a CPU and by `device` elsewhere;
-`pairs` is int2, for rounds only; `layout` says how their bytes lie, and `memory` is where all of this works.
-tests/golden holds the bytes still.
+`pairs` is int2, for rounds only; `layout` says how their bytes lie, and `memory` is where all of this works; `learned`
+is none of these, and carries what a stage has rounded itself. tests/golden holds the bytes still.
 """
 
 from __future__ import annotations

@@ -33,7 +33,12 @@ def test_each_example_trains(number: int, tmp_path: Path) -> None:
         for module in stage.blocks.modules()
         if isinstance(module, QuantisedLayer)
     }
-    assert bits == {4, 8}
+    forms = {spec.boundary.bits for stage in stages for spec in stage.plan.blocks if spec.boundary is not None}
+    if config.wire.can_learn:
+        assert forms == {4}
+        assert bits == (set() if config.quant.method == "off" else {8})
+    else:
+        assert (bits, forms) == ({4, 8}, set())
     assert helpers.train(stages, shape, 1)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from distqat.model.quant.rules import Layer, Numbers, idle, is_match, numbers_of
+from distqat.model.quant.slices import Hardware
 from distqat.quant_sections import NumberFormat, QuantRule, QuantSection
 
 CONVOLUTION = Layer("group0.0.first", frozenset({"Conv2d", "_ConvNd"}))
@@ -98,11 +99,32 @@ def test_the_order_of_rules_of_different_specificity_does_not_matter(globs: list
         ({"match": "head*", "weights": {"bits": 1}}, "2 to 8 bits"),
         ({"match": "head*", "weights": {"bits": 9}}, "less than or equal to 8"),
         ({"match": "head*", "weight": {"bits": 4}}, "Extra inputs"),
+        ({"match": "head*", "accumulator_bits": 1}, "an accumulator has 2 to 32 bits"),
+        ({"match": "head*", "accumulator_length": 8}, "does nothing without accumulator_bits"),
     ],
 )
 def test_rules_that_make_no_sense_are_refused(rule: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         section(rule)
+
+
+def test_hardware_has_rules_like_all_else() -> None:
+    own = section(
+        {"class": "Linear", "slice_bits": 2, "accumulator_bits": 0},
+        {"match": "head.linear", "accumulator_length": 8},
+        slice_bits=4,
+        accumulator_length=64,
+        accumulator_bits=12,
+    )
+    assert numbers_of(CONVOLUTION, own).hardware == Hardware(4, 64, 12)
+    assert numbers_of(HEAD, own).hardware == Hardware(2, 8, 0)
+    assert numbers_of(HEAD, section()).hardware == Hardware()
+
+
+def test_a_length_needs_a_range() -> None:
+    with pytest.raises(ValidationError, match="does nothing without accumulator_bits"):
+        section(accumulator_length=8)
+    assert section({"match": "head*", "accumulator_bits": 9}, accumulator_length=8).accumulator_length == 8
 
 
 def test_class_and_match_must_both_hold() -> None:

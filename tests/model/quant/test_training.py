@@ -61,6 +61,30 @@ def test_channels_are_cut_as_well(model: str) -> None:
     assert_cuts_are_equal(model, {"method": "lsq", **CHANNELS})
 
 
+BOUNDED = {"slice_bits": 2, "accumulator_length": 12, "accumulator_bits": 5}
+
+
+@pytest.mark.parametrize("model", ["resnet", "gpt"])
+def test_hardware_is_cut_as_well_and_changes_what_is_learned(model: str) -> None:
+    quant = {"method": "lsq", "weights": {"bits": 4, "per": "channel"}, "activations": {"bits": 4}}
+    assert_cuts_are_equal(model, {**quant, **BOUNDED})
+    shape = helpers.MODELS[model][0]
+    losses = [helpers.train(chain(model, 1, {**quant, **more}), shape, STEPS) for more in (BOUNDED, {})]
+    assert losses[0] != losses[1]
+
+
+def test_hardware_trains_in_low_precision() -> None:
+    assert_cuts_are_equal("gpt", {"method": "lsq+", **BOUNDED}, precision="bf16")
+
+
+def test_hardware_needs_codes_of_both_sides() -> None:
+    quant = {"method": "lsq", "activations": {"bits": 0}, "accumulator_bits": 9}
+    with pytest.raises(ModelError, match=r"the activations of layer layer0\S* are not quantised; give them bits"):
+        build_stage(run("mlp", 1, quant), helpers.IMAGES, 0, helpers.CrossEntropy(), CPU)
+    free = {**quant, "rules": [{"match": "*", "accumulator_bits": 0}]}
+    assert build_stage(run("mlp", 1, free), helpers.IMAGES, 0, helpers.CrossEntropy(), CPU)
+
+
 def test_low_precision_is_cut_as_well() -> None:
     assert_cuts_are_equal("gpt", {"method": "lsq+"}, precision="bf16", optimizer={"clip_norm": 1.0})
 

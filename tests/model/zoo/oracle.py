@@ -191,6 +191,7 @@ def run(
     pretrained: str = "",
     options: Mapping[str, Any] | None = None,
     precision: str = "fp32",
+    **optimizer: Any,
 ) -> RunConfig:
     """A run of a family's tiny model, or of a pretrained one."""
     chosen = dict(family.options if options is None else options)
@@ -198,7 +199,7 @@ def run(
     return RunConfig.model_validate(
         {
             "model": model,
-            "optimizer": {"learning_rate": LEARNING_RATE},
+            "optimizer": {"learning_rate": LEARNING_RATE, **optimizer},
             "run": {"seed": SEED},
             "train": {"precision": precision},
             "pipeline": {"recompute": [f"{family.name}/0"] if stages == 3 else []},
@@ -234,6 +235,7 @@ def gradients(chain: Sequence[Stage]) -> dict[str, Tensor]:
     """What is pending in all stages, by our names."""
     found = {}
     for stage in chain:
+        stage.tie.unite()
         slots = [slot for slot in stage.layout if slot.is_parameter]
         for slot, parameter in zip(slots, stage.blocks.parameters(), strict=True):
             found[slot.name] = torch.zeros(slot.shape) if parameter.grad is None else parameter.grad.clone()
@@ -252,11 +254,11 @@ class Oracle:
         for index, module in ({0: model} | dict(family.begins(model))).items():
             module.register_forward_pre_hook(lambda *_, index=index: self._seed(index))
 
-    def compute(self, inputs: Tensor, labels: Tensor) -> float:
+    def compute(self, inputs: Tensor, labels: Tensor, number: int = helpers.MICROBATCHES) -> float:
         """Forwards and backwards of a step."""
         total = 0.0
         with rng.borrowed(torch.device("cpu"), 0), mock.patch("torch.rand", self._rand):
-            for self.microbatch, (part, target) in enumerate(helpers.microbatches(inputs, labels)):
+            for self.microbatch, (part, target) in enumerate(helpers.microbatches(inputs, labels, number)):
                 self.layer = self.family.first_layer or 0
                 loss, sums = self.family.task.loss(self.family.call(self.model, part), {"labels": target})
                 torch.autograd.backward(loss / len(inputs))

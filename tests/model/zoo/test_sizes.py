@@ -33,7 +33,7 @@ def num_parameters(module: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        # As published, with tied embeddings: 82 M, 124 M, 355 M, 774 M, 1.56 G, 125 M, 1.3 G.
+        # As published, the head tied to the embedding: 82 M, 124 M, 355 M, 774 M, 1.56 G, 125 M, 1.3 G.
         ("distilgpt2", 81_912_576),
         ("gpt2", 124_439_808),
         ("gpt2-medium", 354_823_168),
@@ -44,13 +44,14 @@ def num_parameters(module: nn.Module) -> int:
     ],
 )
 def test_the_named_models_have_their_published_sizes(name: str, parameters: int) -> None:
-    plan = zoo.plan(section(name, **UNTIED), WORDS)
+    plan = zoo.plan(section(name), WORDS)
     with torch.device("meta"):
         blocks = nn.ModuleList(spec.make() for spec in plan.blocks)
-    head = blocks[-1].get_parameter("lm_head.weight").numel()
-    assert num_parameters(blocks) == parameters + head
+        untied = zoo.plan(section(name, **UNTIED), WORDS).blocks[-1].make()
+    assert num_parameters(blocks) == parameters
+    assert num_parameters(untied) - num_parameters(blocks[-1]) == blocks[0].get_parameter("wte.weight").numel()
     for stages in (2, 3, 5):
-        ranges = plan_stages(section(name, stages, **UNTIED), WORDS)
+        ranges = plan_stages(section(name, stages), WORDS)
         costs = [sum(plan.costs[block] for block in own) for own in ranges]
         assert max(costs) < max(1.6 * sum(costs) / stages, 1.01 * max(plan.costs))
 
@@ -122,11 +123,10 @@ def test_branches_of_gpt2_begin_small() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "options", "message"),
     [
-        ("gpt2", oracle.TOKENS, {}, r"model gpt2 ties its head.*model.options.tie_word_embeddings"),
         ("gpt2", oracle.TOKENS, {"layers": 3}, "model gpt2 has no option 'layers'; there are: .*n_layer"),
         ("gpt2", oracle.TOKENS, {"n_layer": "many"}, "options of model gpt2 do not fit: .*n_layer"),
-        ("gpt2", oracle.TOKENS, {**UNTIED, "n_positions": 8}, "takes up to 8 tokens, and a sample has 12"),
-        ("gpt2", oracle.TOKENS, {**UNTIED, "vocab_size": 39}, "40 tokens in the data, 39 in the model"),
+        ("gpt2", oracle.TOKENS, {"n_positions": 8}, "takes up to 8 tokens, and a sample has 12"),
+        ("gpt2", oracle.TOKENS, {"vocab_size": 39}, "40 tokens in the data, 39 in the model"),
         ("llama", oracle.TOKENS, {"hidden_size": 15, "num_attention_heads": 4}, "options of model llama do not fit"),
         ("llama", helpers.IMAGES, {}, "model llama takes tokens, and the data are image"),
         ("gpt-neo-125m", helpers.IMAGES, {}, "model gpt-neo-125m takes tokens"),
@@ -138,7 +138,7 @@ def test_families_that_cannot_be_planned(name: str, shape: DataShape, options: d
 
 
 def test_names_of_the_config_may_be_those_of_all_families() -> None:
-    plan = zoo.plan(section("gpt2", num_hidden_layers=2, hidden_size=24, num_attention_heads=2, **UNTIED), WORDS)
+    plan = zoo.plan(section("gpt2", num_hidden_layers=2, hidden_size=24, num_attention_heads=2), WORDS)
     assert len(plan.blocks) == 4
     assert plan.blocks[0].output.shape == (64, 24)
     assert plan.blocks[-1].output.shape == (64, 50257)

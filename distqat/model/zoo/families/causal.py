@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
 
 from distqat.errors import ModelError
 from distqat.model.shapes import DataShape
+from distqat.model.ties import BorrowedLinear
 from distqat.model.zoo.blocks import BlockSpec, HiddenShape
 from distqat.model.zoo.families.library import Numbers
 from distqat.sections import ModelSection
@@ -41,6 +42,8 @@ class CausalParts:
     """Such as `transformer.h`."""
     head: Callable[[], nn.Module]
     head_origins: Mapping[str, str]
+    lends: str | None = None
+    """The embedding's parameter with which a tied head computes."""
 
 
 def causal_blocks(
@@ -61,9 +64,10 @@ def causal_blocks(
         initialise = partial(numbers.fill, origins=origins)
         return BlockSpec(name, make, cost, output, is_foreign=True, initialise=initialise, origins=origins)
 
+    embedding = spec("embedding", parts.embedding, 2.0 * sequence * width, stream, parts.embedding_origins)
     scores, head_cost = HiddenShape((sequence, sizes.vocabulary)), 2.0 * sequence * width * sizes.vocabulary
     return [
-        spec("embedding", parts.embedding, 2.0 * sequence * width, stream, parts.embedding_origins),
+        replace(embedding, lends=parts.lends),
         *(
             spec(
                 f"layer{index}",
@@ -78,16 +82,14 @@ def causal_blocks(
     ]
 
 
+def projection(width: int, vocabulary: int, is_tied: bool) -> nn.Module:
+    """From the stream to scores: with weights of its own, or with those of the embedding."""
+    if is_tied:
+        return BorrowedLinear(width, vocabulary)
+    return nn.Linear(width, vocabulary, bias=False)
+
+
 def expect_tokens(section: ModelSection, data: DataShape) -> None:
     """Raises ModelError for data of another kind."""
     if data.kind != "tokens":
         raise ModelError(f"model {section.name} takes tokens, and the data are {data.kind}")
-
-
-def expect_untied(section: ModelSection, is_tied: bool) -> None:
-    """Raises ModelError when embedding and head share their weights, which lie in different blocks."""
-    if is_tied:
-        raise ModelError(
-            f"model {section.name} ties its head to its embedding, and blocks share no weights; "
-            "set model.options.tie_word_embeddings to false: both begin the same then, and each learns its own"
-        )

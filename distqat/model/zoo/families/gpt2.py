@@ -15,7 +15,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2PreTrainedMode
 
 from distqat.model.shapes import DataShape
 from distqat.model.zoo.blocks import BlockSpec
-from distqat.model.zoo.families.causal import CausalParts, CausalSizes, causal_blocks, expect_tokens, expect_untied
+from distqat.model.zoo.families.causal import CausalParts, CausalSizes, causal_blocks, expect_tokens, projection
 from distqat.model.zoo.families.library import Numbers, configure
 from distqat.sections import ModelSection
 
@@ -52,10 +52,10 @@ class Layer(nn.Module):
 class Head(nn.Module):
     """Scores of the next token; also that of GPT-Neo."""
 
-    def __init__(self, width: int, vocabulary: int, epsilon: float) -> None:
+    def __init__(self, width: int, vocabulary: int, epsilon: float, is_tied: bool) -> None:
         super().__init__()
         self.ln_f = nn.LayerNorm(width, eps=epsilon)
-        self.lm_head = nn.Linear(width, vocabulary, bias=False)
+        self.lm_head = projection(width, vocabulary, is_tied)
 
     def forward(self, hidden_BTC: Tensor) -> Tensor:
         scores_BTV: Tensor = self.lm_head(self.ln_f(hidden_BTC))
@@ -66,15 +66,15 @@ def blocks(section: ModelSection, data: DataShape, sizes: Mapping[str, object]) 
     """The blocks of a GPT-2 of these sizes. Raises ModelError for options, data or pretrained files that do not fit."""
     expect_tokens(section, data)
     config, checkpoint = configure(GPT2Config, section, {"vocab_size": data.classes, **sizes})
-    expect_untied(section, config.tie_word_embeddings)
     width, vocabulary = config.n_embd, config.vocab_size
     parts = CausalParts(
         partial(Embedding, vocabulary, config.n_positions, width, config.embd_pdrop),
         {"": "transformer."},
         partial(Layer, config),
         "transformer.h",
-        partial(Head, width, vocabulary, config.layer_norm_epsilon),
+        partial(Head, width, vocabulary, config.layer_norm_epsilon, config.tie_word_embeddings),
         {"ln_f.": "transformer.ln_f.", "lm_head.": "lm_head."},
+        "wte.weight" if config.tie_word_embeddings else None,
     )
     known = CausalSizes(vocabulary, config.n_positions, width, config.n_inner or 4 * width, config.n_layer)
     return causal_blocks(section, data, known, parts, Numbers(GPT2PreTrainedModel(config), checkpoint, TIED))

@@ -14,7 +14,7 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock, GPTNeoPreT
 
 from distqat.model.shapes import DataShape
 from distqat.model.zoo.blocks import BlockSpec
-from distqat.model.zoo.families.causal import CausalParts, CausalSizes, causal_blocks, expect_tokens, expect_untied
+from distqat.model.zoo.families.causal import CausalParts, CausalSizes, causal_blocks, expect_tokens
 from distqat.model.zoo.families.gpt2 import TIED, Embedding, Head
 from distqat.model.zoo.families.library import Numbers, configure
 from distqat.sections import ModelSection
@@ -45,15 +45,15 @@ def blocks(section: ModelSection, data: DataShape, sizes: Mapping[str, object]) 
     layers = section.options.get("num_layers", section.options.get("num_hidden_layers", sizes.get("num_layers", 24)))
     plain = {"vocab_size": data.classes, **sizes, "attention_types": _turns(layers)}
     config, checkpoint = configure(GPTNeoConfig, section, plain, "eager")
-    expect_untied(section, config.tie_word_embeddings)
     width, vocabulary = config.hidden_size, config.vocab_size
     parts = CausalParts(
         partial(Embedding, vocabulary, config.max_position_embeddings, width, float(config.embed_dropout)),
         {"": "transformer."},
         partial(Layer, config),
         "transformer.h",
-        partial(Head, width, vocabulary, config.layer_norm_epsilon),
+        partial(Head, width, vocabulary, config.layer_norm_epsilon, config.tie_word_embeddings),
         {"ln_f.": "transformer.ln_f.", "lm_head.": "lm_head."},
+        "wte.weight" if config.tie_word_embeddings else None,
     )
     inner = config.intermediate_size or 4 * width
     known = CausalSizes(vocabulary, config.max_position_embeddings, width, inner, config.num_layers)

@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import (
 
 from distqat.model.shapes import DataShape
 from distqat.model.zoo.blocks import BlockSpec
-from distqat.model.zoo.families.causal import CausalParts, CausalSizes, causal_blocks, expect_tokens, expect_untied
+from distqat.model.zoo.families.causal import CausalParts, CausalSizes, causal_blocks, expect_tokens, projection
 from distqat.model.zoo.families.library import Numbers, configure
 from distqat.sections import ModelSection
 
@@ -59,7 +59,7 @@ class Head(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = projection(config.hidden_size, config.vocab_size, config.tie_word_embeddings)
 
     def forward(self, hidden_BTC: Tensor) -> Tensor:
         scores_BTV: Tensor = self.lm_head(self.norm(hidden_BTC))
@@ -70,7 +70,6 @@ def blocks(section: ModelSection, data: DataShape, sizes: Mapping[str, object]) 
     """The blocks of a Llama of these sizes. Raises ModelError for options, data or pretrained files that do not fit."""
     expect_tokens(section, data)
     config, checkpoint = configure(LlamaConfig, section, {"vocab_size": data.classes, **sizes})
-    expect_untied(section, config.tie_word_embeddings)
     parts = CausalParts(
         partial(Embedding, config),
         {"": "model."},
@@ -78,6 +77,7 @@ def blocks(section: ModelSection, data: DataShape, sizes: Mapping[str, object]) 
         "model.layers",
         partial(Head, config),
         {"norm.": "model.norm.", "lm_head.": "lm_head."},
+        "embed_tokens.weight" if config.tie_word_embeddings else None,
     )
     known = CausalSizes(
         config.vocab_size,

@@ -250,7 +250,8 @@ class _Plan:
         ]
 
     def _hidden(self, width: int) -> HiddenShape:
-        return HiddenShape((self.frames + is_masked(self.config), width))
+        rides = is_masked(self.config)
+        return HiddenShape((self.frames + rides, width), has_riders=rides)
 
     def _feature_cost(self) -> float:
         config, samples, inputs, cost = self.config, self.sound, 1, 0.0

@@ -1,0 +1,141 @@
+"""Processes that make samples: each is told a part of a slot and writes it there, where trainers read it.
+
+They are forked off the server when its data set is open and before it listens, so that they share what was read. One
+that ends takes the server with it: the client starts both anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distqat.data.sampler import Sampler
+from distqat.data.server.blocks import Blocks, map_for_writing
+from distqat.data.server.layout import Layout
+from distqat.data.server.lifeline import on_parents_death
+from distqat.data.server.ring import Job
+from distqat.data.sources.splits import Arrays, Source, training_batch
+from distqat.errors import DataError, DistqatError
+
+MESSAGE_BYTES = 1 << 16
+"""More than an order or an answer has."""
+
+MAX_FAULT = 400
+"""Characters of a fault that are told."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How samples are made and laid out."""
+
+    source: Source
+    sampler: Sampler
+    layout: Layout
+    rows: int
+    """Of a slot."""
+    folder: Path
+
+    def make(self, held_out: bool, begin: int, end: int) -> Arrays:
+        """Samples at positions of the run's order, or of the held-out ones by index. Raises DataError."""
+        if held_out:
+            arrays = self.source.held_out.batch(np.arange(begin, end, dtype=np.int64))
+        else:
+            arrays = training_batch(self.source.train, self.sampler.indices(begin, end), begin)
+        if (found := Layout.of(arrays)) != self.layout:
+            raise DataError(f"samples {begin} to {end} are {found.columns}, the first ones {self.layout.columns}")
+        return arrays
+
+    def write(self, job: Job, slot: memoryview) -> None:
+        """Make that part of a slot. Raises DataError, and whatever the source raises."""
+        arrays = self.make(job.held_out, job.begin, job.end)
+        for name, view in self.layout.views(slot, self.rows, job.row, job.end - job.begin).items():
+            view[:] = arrays[name]
+
+
+class Worker:
+    """One of the processes, as the server sees it."""
+
+    def __init__(self, pid: int, control: socket.socket) -> None:
+        self.pid = pid
+        self._control = control
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.pid}>"
+
+    async def make(self, job: Job, block: str) -> str:
+        """Make a part of a slot in that block; why it cannot be made, or nothing. Raises DataError: the worker is
+        gone."""
+        order = {"block": block, "slot": job.slot, "row": job.row, "held_out": job.held_out}
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.sock_sendall(self._control, json.dumps({**order, "begin": job.begin, "end": job.end}).encode())
+            answer = await loop.sock_recv(self._control, MESSAGE_BYTES)
+        except OSError as error:
+            raise DataError(f"a worker of the data server is gone: {error}") from None
+        if not answer:
+            raise DataError("a worker of the data server has ended")
+        return str(json.loads(answer)["fault"])
+
+    def close(self) -> None:
+        """It ends."""
+        self._control.close()
+
+
+def fork_workers(recipe: Recipe, blocks: Blocks, number: int, inherited: Sequence[socket.socket]) -> list[Worker]:
+    """So many; in each of them this does not return. What was inherited is closed there."""
+    workers: list[Worker] = []
+    for _ in range(number):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            _be_worker(recipe, blocks, theirs, [ours, *inherited, *(worker._control for worker in workers)])
+        theirs.close()
+        ours.setblocking(False)
+        workers.append(Worker(pid, ours))
+    return workers
+
+
+def _be_worker(recipe: Recipe, blocks: Blocks, control: socket.socket, others: Sequence[socket.socket]) -> None:
+    """Until the server closes its end, or is gone."""
+    code = 1
+    try:
+        on_parents_death(signal.SIGKILL)
+        for other in others:
+            other.close()
+        blocks.leave_lock()
+        work(recipe, control)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def work(recipe: Recipe, control: socket.socket) -> None:
+    """Make what is ordered, one part after the other."""
+    slots: dict[int, tuple[str, memoryview]] = {}  # By number: the block that it is, mapped.
+    while text := control.recv(MESSAGE_BYTES):
+        order = json.loads(text)
+        block, slot = order["block"], order["slot"]
+        if slots.get(slot, ("",))[0] != block:
+            slots[slot] = (block, map_for_writing(block, recipe.folder))
+        job = Job(slot, order["row"], order["held_out"], order["begin"], order["end"])
+        control.send(json.dumps({"fault": _write(recipe, job, slots[slot][1])}).encode())
+
+
+def _write(recipe: Recipe, job: Job, slot: memoryview) -> str:
+    """Why it cannot be made; empty: it is."""
+    try:
+        recipe.write(job, slot)
+    except DistqatError as error:
+        return error.reason[:MAX_FAULT] or "it cannot be read"
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:
+        # Files and transforms of users: what one sample does to them must not take the server down.
+        return f"{type(error).__name__}: {error}"[:MAX_FAULT]
+    return ""

@@ -1,0 +1,35 @@
+"""Task llm. Shapes: B samples, T tokens, C classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distqat.data import metrics
+from distqat.data.tasks.labels import labels_of
+
+
+class LanguageTask:
+    """Predict the next token: cross entropy of outputs [B, T, C] against labels int64 [B, T], the mean over T."""
+
+    name = "llm"
+    metric_name = metrics.METRICS["llm"]
+
+    def loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Sum over samples of the mean over tokens, and "loss", "correct", "tokens", "samples". Raises TensorError."""
+        labels = labels_of(targets, output, 3)
+        tokens = F.cross_entropy(output.flatten(0, 1), labels.flatten(), reduction="none")
+        loss = tokens.view_as(labels).mean(1).sum()
+        correct = (output.detach().argmax(-1) == labels).sum()
+        return loss, {
+            "loss": float(loss.detach()),
+            "correct": float(correct),
+            "tokens": float(labels.numel()),
+            "samples": float(len(labels)),
+        }
+
+    def evaluation(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Mean loss, accuracy per token, perplexity, bits per byte."""
+        return metrics.evaluation(self.name, sums)
