@@ -124,6 +124,12 @@ def set_up_logging(level: str, log_format: LogFormat, file: Path | None = None) 
         root.addHandler(to_file)
 
 
+def log_format() -> LogFormat:
+    """How this process logs."""
+    handlers = logging.getLogger("distqat").handlers
+    return "json" if any(isinstance(handler.formatter, JsonFormatter) for handler in handlers) else "rich"
+
+
 class Reason:
     """Why something is in the state it is in: one sentence, logged when it changes, shown by status."""
 

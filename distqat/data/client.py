@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from distqat.aio import Backoff
-from distqat.data.claims import ClaimAnswer
+from distqat.data.claims import Claim, ClaimAnswer
 from distqat.data.ledger import Ledger
 from distqat.data.messages import (
     CLAIM,
@@ -22,9 +22,10 @@ from distqat.data.messages import (
     WhereRequest,
     decode_answer,
 )
+from distqat.data.patience import Patience
 from distqat.data.reading import Reading
 from distqat.data.sources.splits import Arrays
-from distqat.errors import NotDistqatError, RefusedError, RpcError, UnreachableError
+from distqat.errors import DataError, NotDistqatError, RefusedError, RpcError, UnreachableError
 from distqat.ids import Endpoint, RunId
 from distqat.rpc.transport import Deadline, Method, Transport
 from distqat.telemetry import Reason
@@ -50,6 +51,17 @@ class Batch:
         return self.end - self.begin
 
 
+class UnreadableError(DataError):
+    """The samples at positions [begin, end) cannot be read. They are refused: nobody gets them any more."""
+
+    def __init__(self, claim: Claim, reason: str, in_a_row: int) -> None:
+        super().__init__(f"samples {claim.begin} to {claim.end} cannot be read: {reason}")
+        self.claim = claim.id
+        self.begin = claim.begin
+        self.end = claim.end
+        self.in_a_row = in_a_row  # Claims that could not be read, this one included.
+
+
 class DataClient(Protocol):
     """Feeds one pipeline."""
 
@@ -60,7 +72,7 @@ class DataClient(Protocol):
 
     async def next(self, samples: int, step: int = 0) -> Batch | None:
         """At most so many samples for that step, waiting while all are with others; None when the run's budget is
-        committed."""
+        committed. Raises UnreadableError, each time for other samples: the next call goes on behind them."""
         ...
 
     async def committed(self, batch: Batch) -> None:
@@ -190,6 +202,8 @@ class LedgerClient:
         self._claims = claims
         self._serial = 0  # Highest serial that was answered with a claim, as far as is known here.
         self._reason = Reason(log, "")  # Why `next` waits; empty while it does not.
+        self._patience = Patience(self._reason.set)
+        self._unreadable: tuple[int, UnreadableError] | None = None  # The serial of a claim that is to be refused, why.
 
     def __repr__(self) -> str:
         return f"<LedgerClient of pipeline {self.pipeline}, claim {self._serial}, {self.waiting or 'not waiting'}>"
@@ -199,21 +213,49 @@ class LedgerClient:
         return self._claims.waiting or self._reason.text or self._reading.waiting
 
     async def next(self, samples: int, step: int = 0) -> Batch | None:
-        """At most so many samples, for that step. A cancelled call loses none: the next asks under the same serial."""
+        """At most so many samples, for that step. A cancelled call loses none: the next asks under the same serial.
+
+        Raises UnreadableError."""
         backoff = Backoff(first=0.02, most=1.0)
         try:
+            await self._refuse_unreadable()
             while (answer := await self._ask(samples, step)).claim is None:
                 if answer.is_finished:
                     return None
                 self._reason.set(answer.reason)
                 await asyncio.sleep(backoff.next())
+            self._reason.text = ""
+            batch = await self._read(answer.claim, answer.serial)
+            if batch is None:
+                await self._refuse_unreadable()
+                # It was taken away meanwhile, and is with somebody else.
+                return await self.next(samples, step)
         finally:
             self._reason.text = ""
-        claim = answer.claim
-        tensors = await self._reading.train(claim.begin, claim.end)
         # Only now: had the call been cancelled before, the next one would get the claim again.
         self._serial = max(self._serial, answer.serial)
+        return batch
+
+    async def _read(self, claim: Claim, serial: int) -> Batch | None:
+        """The samples of a claim; None: they cannot be read, and the claim is to be refused."""
+        try:
+            tensors = await self._patience.read(self._reading.train, claim.begin, claim.end)
+        except DataError as error:
+            self._unreadable = serial, UnreadableError(claim, error.reason, self._patience.failed)
+            return None
         return Batch(claim.id, claim.begin, claim.end, tensors)
+
+    async def _refuse_unreadable(self) -> None:
+        """Refuse what could not be read, and raise it as UnreadableError, unless another has it now. Had the call been
+        cancelled meanwhile, the next one would refuse it again, which counts once."""
+        if self._unreadable is None:
+            return
+        serial, error = self._unreadable
+        is_refused = await self._claims.refuse(error.claim, error.reason)
+        self._serial = max(self._serial, serial)
+        self._unreadable = None
+        if is_refused:
+            raise error
 
     async def _ask(self, samples: int, step: int) -> ClaimAnswer:
         answer = await self._claims.claim(self.pipeline, samples, self._serial + 1, step)

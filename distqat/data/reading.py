@@ -13,7 +13,8 @@ from distqat.data.sources import open_source
 from distqat.data.sources.splits import Arrays, Source, training_batch
 
 INLINE_BYTES = 1 << 18
-"""A larger batch is cut out of the source on a thread, so that the event loop goes on."""
+"""A larger batch is cut out of an embedded source on a thread, so that the event loop goes on. Every batch of another
+source is: how long it takes to decode does not show in its size."""
 
 EMBEDDED = frozenset({"digits", "pydocs"})
 """Sources that come with the machine and are small: with `data.server: auto` every trainer reads them itself."""
@@ -47,13 +48,14 @@ class Reading(Protocol):
 
 
 class OwnReading:
-    """The data set is open in this process."""
+    """The data set is open in this process; `is_embedded` if it is small and wholly in memory."""
 
     waiting = ""
 
-    def __init__(self, source: Source, sampler: Sampler) -> None:
+    def __init__(self, source: Source, sampler: Sampler, is_embedded: bool = False) -> None:
         self._source = source
         self._sampler = sampler
+        self._is_embedded = is_embedded
         self._sample_bytes = INLINE_BYTES  # Of one sample, as it was in the last batch; before the first: large.
 
     def __repr__(self) -> str:
@@ -63,7 +65,7 @@ class OwnReading:
     async def open(cls, config: RunConfig) -> OwnReading:
         """Open the run's data set. Raises DataError."""
         source = await asyncio.to_thread(open_source, config)
-        return cls(source, Sampler(len(source.train), config.run.seed))
+        return cls(source, Sampler(len(source.train), config.run.seed), config.data.source in EMBEDDED)
 
     @property
     def num_samples(self) -> int:
@@ -74,7 +76,7 @@ class OwnReading:
         return len(self._source.held_out)
 
     async def train(self, begin: int, end: int) -> Arrays:
-        if (end - begin) * self._sample_bytes <= INLINE_BYTES:
+        if self._is_embedded and (end - begin) * self._sample_bytes <= INLINE_BYTES:
             return self._read(begin, end)
         arrays = await asyncio.to_thread(self._read, begin, end)
         self._sample_bytes = sum(array.nbytes for array in arrays.values()) // (end - begin)

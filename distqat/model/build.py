@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -61,8 +62,12 @@ def build_whole(config: RunConfig, shape: DataShape, task: Task, device: torch.d
 
 
 def build_uncut(config: RunConfig, shape: DataShape) -> Slice:
-    """The uncut model, for evaluations: in fp32, on the CPU, with its first numbers. Raises ModelError."""
+    """The uncut model, to be given numbers, for evaluations: in fp32, on the CPU. Raises ModelError.
+
+    Of a pretrained model nothing is read but its config.
+    """
     plan = quantised(_plan(config, shape), config.quant)
+    plan = replace(plan, blocks=tuple(replace(block, load=None) for block in plan.blocks))
     return Slice(slice_of(plan, [range(len(plan.blocks))], 0), config.run.seed, "fp32", CPU)
 
 

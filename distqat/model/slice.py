@@ -106,12 +106,11 @@ class Slice:
 
     def forget_casts(self, blocks: Iterable[int]) -> None:
         """The parameters of these blocks change."""
-        self.tie.edition += 1
         for number in blocks:
             self._casts.forget(number)
 
     def end_step(self) -> None:
-        """The parameters change, and overflows were those of this step."""
+        """The parameters may have changed, and overflows were those of this step."""
         self.tie.end_step()
         self.forget_casts(range(len(self.blocks)))
         if self.overflow is not None:

@@ -218,6 +218,7 @@ class Stage:
         else:
             self.tie.unite()
             gradients.multiply(self._slice.parameters, terms.factor)
+            self.tie.touch(self._slice.parameters)
             self.optimizer.step(learning_rate(self.training.optimizer, terms.progress, terms.warmup))
         self._steps.version = step
         self._end()
@@ -254,7 +255,9 @@ class Stage:
         expected = sum(self.layout[place].size for place in places)
         checks.expect_vector(f"state of stage {self.name}", vector, expected)
         tensors, first_buffer = self._tensors, len(self._slice.parameters)
-        vectors.write([tensors[place] for place in places], vector)
+        written = [tensors[place] for place in places]
+        self.tie.touch(written)
+        vectors.write(written, vector)
         self._slice.forget_casts({self.layout[place].block - self.plan.first_block for place in places})
         if self._steps.begun is not None:
             for place in places:
@@ -272,6 +275,7 @@ class Stage:
         """
         local.check(self.name, state, self._held())
         self.adopt_version(state.version)
+        self.tie.touch(self._slice.parameters)
         with torch.no_grad():
             for name, tensor in self._held().items():
                 tensor.copy_(state.tensors[name])

@@ -11,7 +11,7 @@ not. In a stage that has both, the borrower's tensor is the lender's memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class Tie:
 
     def __init__(self, plan: StagePlan, blocks: Sequence[nn.Module], device: torch.device) -> None:
         """Of the stage of this plan, whose blocks are built."""
-        self.edition = 0  # Counts up whenever what is lent has changed.
+        self.edition = 0  # Counts up whenever what is lent may have changed.
         self.travels = plan.is_tied and plan.num_stages > 1  # Whether the ends lie in different stages.
         self._name = plan.name
         self._device = device
@@ -76,6 +76,11 @@ class Tie:
         """Raises StaleError where a borrower was never lent its tensor."""
         if self._borrower is not None and self._borrower.weight is None:
             raise StaleError(f"stage {self._name} was not lent the tensor that it has in common with the first one")
+
+    def touch(self, tensors: Iterable[Tensor]) -> None:
+        """These tensors of the stage are about to be changed."""
+        if any(tensor is self._lent for tensor in tensors):
+            self.edition += 1
 
     def lend(self) -> Tensor:
         """A copy of the tensor, in the lender."""
@@ -129,7 +134,12 @@ class Tie:
 def _lent(plan: StagePlan, blocks: Sequence[nn.Module]) -> nn.Parameter:
     name = plan.blocks[0].lends
     assert name is not None
-    return blocks[0].get_parameter(name)
+    try:
+        return blocks[0].get_parameter(name)
+    except AttributeError:
+        raise ModelError(
+            f"block {plan.blocks[0].name} of model {plan.model} has no parameter {name!r} to lend"
+        ) from None
 
 
 def _borrower(plan: StagePlan, blocks: Sequence[nn.Module]) -> BorrowedLinear:

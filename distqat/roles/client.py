@@ -119,19 +119,36 @@ class Client:
         await context.directory.wait_synced()
         path = context.state_dir / f"ledger-{config.id.digest}.json"
         stood_by = await self._wait_turn(path, config.id)
-        async with nullcontext(provision) if provision else open_provision(context, config, self._reason) as provided:
-            self._provision = provided
-            await self._own(config, leases, path, stood_by)
+        has_opened = asyncio.Event()
+        async with task_group() as group:
+            # Opening the data may take minutes, in which another may plan.
+            copying = group.create_task(self._keep_copy(path, config.id, has_opened))
+            opening = nullcontext(provision) if provision else open_provision(context, config, self._reason)
+            async with opening as provided:
+                self._provision = provided
+                has_opened.set()
+                try:
+                    await copying
+                    await self._own(config, leases, path, stood_by)
+                finally:
+                    # Nothing that has ended is shown as what there is.
+                    self._provision = without_server(0)
 
     async def _own(self, config: RunConfig, leases: Leases, path: Path, stood_by: PeerId | None) -> None:
-        """Open the books, and plan."""
+        """Open the books, and plan, unless another has begun to meanwhile."""
         context, provision = self._context, self._provision
         positions = budget(config.train.epochs, provision.num_samples)
-        books = await asyncio.to_thread(open_books, path, positions, self._has_progress(config.id))
-        self._ledger = books.ledger
         inquiry = Inquiry(context, config.id, leases, partial(self._ask_all, leases), self._reason)
-        if books.ledger.is_new:
-            await inquiry.find(books.ledger, self._has_progress(config.id))
+        while True:
+            self._ledger = None
+            stood_by = await self._wait_turn(path, config.id) or stood_by
+            books = await asyncio.to_thread(open_books, path, positions, self._has_progress(config.id))
+            self._ledger = books.ledger
+            if books.ledger.is_new:
+                await inquiry.find(books.ledger, self._has_progress(config.id))
+            # Nothing is awaited from here to the announcement.
+            if not self._rivals():
+                break
         self._tell_turn(stood_by, books.ledger.committed)
         reviver = Reviver(context, config, books.ledger, leases, books.save)
         self._planner = Planner(context, config, books.ledger, leases, reviver)
@@ -163,6 +180,16 @@ class Client:
             # All of them each time: not at every word of somebody.
             await asyncio.sleep(PLAN_SECONDS)
         return stood_by
+
+    async def _keep_copy(self, path: Path, run: RunId, enough: asyncio.Event) -> None:
+        """Copy the books of whoever plans, until it is enough; then no copy is under way."""
+        while not enough.is_set():
+            if rivals := self._rivals():
+                endpoint = self._context.directory.snapshot().clients[rivals[0]].record.endpoint
+                await copy_books(path, self._context.transport, endpoint, run)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PLAN_SECONDS):
+                    await enough.wait()
 
     def _tell_turn(self, stood_by: PeerId | None, committed: int) -> None:
         """This client plans from now on."""

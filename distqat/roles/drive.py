@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from distqat.aio import Backoff
-from distqat.config import RunConfig
 from distqat.data import metrics
 from distqat.data.claims import Claim
-from distqat.data.client import DataClient
-from distqat.data.reading import Reading
-from distqat.data.sampler import budget, progress
-from distqat.data.sources import source_shape
+from distqat.data.client import DataClient, UnreadableError
+from distqat.data.sampler import progress
 from distqat.data.steplog import MOST_STEPS
 from distqat.discovery.records import Pace
-from distqat.errors import FencedError, StaleError
-from distqat.ids import PeerId, PipelineId, Seat, short
+from distqat.errors import DataError, FencedError, StaleError
+from distqat.ids import PipelineId, Seat, short
 from distqat.model.rates import warmup_fraction
 from distqat.pipeline.link import Link, StepResult, open_route
 from distqat.pipeline.route import HopError, Limits, Route, first_error
@@ -26,38 +21,16 @@ from distqat.roles.batches import Pacing, microbatches_of
 from distqat.roles.checkpoint.words import Begin
 from distqat.roles.epochs import epoch_of_hops
 from distqat.roles.events.chronicle import Chronicle
-from distqat.roles.refusals import Doubts, Failure
+from distqat.roles.fuel import Fuel
+from distqat.roles.refusals import Failure
 from distqat.roles.shown import Shown, tell_if_skipped
+from distqat.roles.skips import Skips
 from distqat.roles.status import PipelineStatus
 from distqat.roles.supply import Portion, Supply
 from distqat.roles.trials import Trials, to_tensors
-from distqat.rpc.transport import Transport
-from distqat.telemetry import Reason, Telemetry
+from distqat.telemetry import Reason
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Fuel:
-    """What a drive runs on."""
-
-    me: PeerId
-    transport: Transport
-    config: RunConfig
-    reading: Reading
-    telemetry: Telemetry
-    paces: Callable[[], Sequence[Pace]]  # Of all pipelines of the run, as far as they are known now.
-    suspect: Callable[[PeerId, str], None] = lambda peer, reason: None  # Told where a route broke, and why.
-
-    @property
-    def budget(self) -> int:
-        """Samples of the whole run."""
-        return budget(self.config.train.epochs, self.reading.num_samples)
-
-    @property
-    def task(self) -> str:
-        """What is learned: cv, llm."""
-        return source_shape(self.config).task
 
 
 class Drive:
@@ -67,7 +40,7 @@ class Drive:
         self.pipeline = pipeline
         self._fuel = fuel
         self._pacing = Pacing(fuel.config.data, fuel.config.model.stages)
-        self._supply = Supply(data, lambda: self._pacing.samples)
+        self._supply = Supply(data, lambda: self._pacing.samples, self._unreadable)
         self._phase = "forming"
         self._reason = Reason(log, "waiting for a route")
         self._epoch = 0  # Of the client's last order.
@@ -76,9 +49,9 @@ class Drive:
         self._ordered = asyncio.Event()  # Set when there is an order that is not carried out.
         self._draining = asyncio.Event()  # Set when no further step may begin.
         self._progress = Shown(begin.step, begin.verdict) if begin is not None else Shown()
-        self._doubts = Doubts()
         self._trials = Trials(fuel.reading, fuel.task, fuel.config.data.microbatches)
         self._chronicle = Chronicle(fuel.telemetry.events, pipeline)
+        self._skips = Skips(pipeline, fuel.telemetry, self._chronicle)
 
     def __repr__(self) -> str:
         return f"<Drive {self.pipeline} {self._phase} step {self._progress.step}: {self._reason}>"
@@ -199,25 +172,21 @@ class Drive:
         places = {seat.peer: f"stage {seat.stage}" for seat in self._seats}
         place = places.get(error.peer, "the trainer")
         if self._trials.broke(error, place):
-            if self._trials.fault:
-                log.warning("pipeline %s goes on without evaluations: %s", self.pipeline, self._trials.fault)
-                self._chronicle.without_evaluations(self._trials.fault, self._progress.step)
+            self._tell_of_trials()
         elif (batch := self._supply.under_way) is not None:
             failure = Failure(batch.claim, error.kind, place, error.reason)
-            self._supply.is_careful = self._doubts.failed(failure)
+            self._skips.failed(failure, self._supply)
 
     async def _reconsider(self) -> None:
         """Give up the batch that fails again and again; and the pipeline, if one batch after the other does."""
-        why = self._doubts.why_refuse()
-        if not why:
-            return
-        batch = await self._supply.refuse(why)
-        log.warning("pipeline %s skips samples %d to %d: %s", self.pipeline, batch.begin, batch.end, why)
-        self._fuel.telemetry.record("skipped", {"pipeline": self.pipeline, "reason": why}, {"samples": batch.samples})
-        self._chronicle.skipped(why, self._progress.step + 1, batch.samples)
-        if self._doubts.refused():
-            self._phase = "failed"
-            self._reason.set(f"every batch fails: {why}", logging.WARNING)
+        await self._skips.reconsider(self._supply, self._progress.step + 1)
+        if self._skips.fault:
+            self.drain()
+
+    def _unreadable(self, error: UnreadableError, step: int) -> None:
+        """A batch cannot be read, and was refused. If one after the other is, finish the steps under way, and fail."""
+        self._skips.unreadable(error, step)
+        if self._skips.fault:
             self.drain()
 
     async def _until_ordered(self) -> None:
@@ -268,7 +237,11 @@ class Drive:
         while (portion := await self._supply.take()) is not None:
             batch = portion.batch
             tensors, microbatches = to_tensors(batch.tensors), microbatches_of(config.data, batch.samples)
-            await link.submit(portion.step, tensors, microbatches, progress(batch.begin, whole), batch.claim, warmup)
+            try:
+                at = progress(batch.begin, whole)
+                await link.submit(portion.step, tensors, microbatches, at, batch.claim, warmup)
+            except DataError as error:  # What the source gave is no batch.
+                raise HopError(error.reason, self._fuel.me, DataError.__name__) from None
             await ready.put(portion)
             if config.train.evaluate_every and portion.step % config.train.evaluate_every == 0:
                 await self._evaluate(link)
@@ -279,8 +252,7 @@ class Drive:
         while (portion := await ready.get()) is not None:
             result = await link.result(portion.step)
             await self._supply.book(portion.step)
-            self._doubts.committed()
-            self._supply.is_careful = False
+            self._skips.committed(self._supply)
             self._report(result, portion.batch.samples)
 
     def _report(self, result: StepResult, samples: int) -> None:
@@ -313,17 +285,29 @@ class Drive:
         self._chronicle.over(link.step, is_finished=True)
 
     async def _evaluate(self, link: Link) -> None:
+        if self._trials.fault:
+            return
         self._reason.set(f"evaluating after step {link.step}")
         if not (values := await self._trials.evaluate(link)):
+            self._tell_of_trials()
             return
         self._progress.evaluation = values[metrics.METRICS[self._fuel.task]]
         self._fuel.telemetry.record("evaluation", {"pipeline": self.pipeline}, {"step": link.step, **values})
+
+    def _tell_of_trials(self) -> None:
+        """Once, when evaluations are given up."""
+        if fault := self._trials.fault:
+            log.warning("pipeline %s goes on without evaluations: %s", self.pipeline, fault)
+            self._chronicle.without_evaluations(fault, self._progress.step)
 
     async def _give_back(self) -> None:
         """Somebody else trains on what was surely not committed here."""
         await self._supply.book(self._progress.step)
         await self._supply.give_back()
-        if self._phase not in ("finished", "failed"):
+        if self._skips.fault:
+            self._phase = "failed"
+            self._reason.set(self._skips.fault, logging.WARNING)
+        elif self._phase != "finished":
             self._phase = "waiting"
             self._reason.set("stopped")
             self._chronicle.over(self._progress.step, is_finished=False)

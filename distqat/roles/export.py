@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from distqat.roles.checkpoint.saver import OUTER, state_of
 
 FORMAT = 1
 TENSORS, PROGRAM, FACTS = "model.safetensors", "model.pt2", "export.json"
-"""The files of an export."""
+FILES = (TENSORS, PROGRAM, FACTS)
+"""The files of an export; the facts of the others come last."""
 
 CHECKED_SAMPLES = (1, 2)
 """Of the batches on which the program is compared with the model."""
@@ -68,16 +70,15 @@ def export(roots: Sequence[Path], out: Path, config: RunConfig | None = None, wi
     tensors = named(whole.blocks, specs)
     layers = {name_of(path, specs): layer.facts() for path, layer in deployed.items()}
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        _write(out / TENSORS, safetensors.torch.save(tensors, {"format": "pt", "distqat": json.dumps(layers)}))
-        # That of an earlier export does not stay.
-        (out / PROGRAM).unlink(missing_ok=True)
-        made, fault = _graph(Uncut(whole.blocks, specs), whole, checks, out) if with_graph else (None, "not asked for")
-        facts = _facts(moment, whole, layers) | {"graph": _graph_facts(made, fault)}
-        _write(out / FACTS, json.dumps(facts, indent=1).encode())
-        sizes = {
-            path.name: path.stat().st_size for path in (out / TENSORS, out / PROGRAM, out / FACTS) if path.exists()
-        }
+        with _files(out) as scratch:
+            data = safetensors.torch.save(tensors, {"format": "pt", "distqat": json.dumps(layers)})
+            scratch[TENSORS].write_bytes(data)
+            made, fault = None, "not asked for"
+            if with_graph:
+                made, fault = _graph(Uncut(whole.blocks, specs), whole, checks, scratch[PROGRAM])
+            facts = _facts(moment, whole, layers) | {"graph": _graph_facts(made, fault)}
+            scratch[FACTS].write_text(json.dumps(facts, indent=1))
+        sizes = {name: (out / name).stat().st_size for name in FILES if (out / name).exists()}
     except OSError as error:
         raise StateError(f"{(error.strerror or str(error)).lower()} ({out})") from None
     return Exported(moment, len(tensors), layers, made, fault, sizes)
@@ -108,17 +109,35 @@ def _evaluate(whole: Slice, inputs: Tensor) -> Tensor:
         return whole.run(whole.enter(inputs), None)
 
 
-def _graph(model: Uncut, whole: Slice, checks: Mapping[int, Tensor], out: Path) -> tuple[Graph | None, str]:
-    """Written, or why it was not."""
-    scratch = out / f".{PROGRAM}"
+@contextmanager
+def _files(out: Path) -> Iterator[Mapping[str, Path]]:
+    """Where to write each file of the export; at the end those that are there take the place of an earlier export's.
+
+    Until then that one stays as it is. If just the end is interrupted the facts are missing, and no graph lies beside
+    weights of another moment.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    scratch = {name: out / f".{name}" for name in FILES}
     try:
-        made = graph.write(model, whole.plan.inputs, checks, scratch)
-        os.replace(scratch, out / PROGRAM)
-    except ModelError as error:
-        return None, error.reason
+        yield scratch
+        for name in (FACTS, PROGRAM):
+            (out / name).unlink(missing_ok=True)
+        for name, path in scratch.items():
+            if path.exists():
+                os.replace(path, out / name)
     finally:
-        scratch.unlink(missing_ok=True)
-    return made, ""
+        for path in scratch.values():
+            path.unlink(missing_ok=True)
+
+
+def _graph(model: Uncut, whole: Slice, checks: Mapping[int, Tensor], path: Path) -> tuple[Graph | None, str]:
+    """Written, or why it was not."""
+    try:
+        return graph.write(model, whole.plan.inputs, checks, path), ""
+    except ModelError as error:
+        # A part of it may be there.
+        path.unlink(missing_ok=True)
+        return None, error.reason
 
 
 def _facts(moment: Moment, whole: Slice, layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,10 +159,3 @@ def _facts(moment: Moment, whole: Slice, layers: Mapping[str, Any]) -> dict[str,
 
 def _graph_facts(made: Graph | None, fault: str) -> dict[str, Any]:
     return {"file": None, "why": fault} if made is None else {"file": PROGRAM, "samples": made.samples}
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole, or not at all."""
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_bytes(data)
-    os.replace(scratch, path)

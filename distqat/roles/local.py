@@ -11,7 +11,7 @@ from distqat.config import RunConfig, Settings
 from distqat.data import metrics
 from distqat.data.client import Batch, LedgerClient, LocalClaims
 from distqat.data.ledger import Ledger
-from distqat.data.reading import OwnReading
+from distqat.data.reading import EMBEDDED, OwnReading
 from distqat.data.sampler import Sampler, budget, progress
 from distqat.data.sources import Source, evaluation_batches, open_source
 from distqat.data.tasks import find_task
@@ -86,7 +86,8 @@ async def train_locally(settings: Settings) -> LocalResult:
         loop = asyncio.get_running_loop()
         began = loop.time()
         claims = LocalClaims(Ledger(positions))
-        data = LedgerClient("local", OwnReading(source, Sampler(len(source.train), config.run.seed)), claims)
+        sampler = Sampler(len(source.train), config.run.seed)
+        data = LedgerClient("local", OwnReading(source, sampler, config.data.source in EMBEDDED), claims)
         while (batch := await data.next(config.data.batch)) is not None:
             loss = await device.run(partial(alone.step, batch))
             await data.committed(batch)

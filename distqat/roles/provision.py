@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from distqat import telemetry
 from distqat.config import RunConfig
 from distqat.data.server.keeper import Keeper, Launch, open_keeper
 from distqat.errors import RefusedError
@@ -49,7 +50,10 @@ async def open_provision(context: RoleContext, config: RunConfig, reason: Reason
         events.record(Kind.DATA_SERVER_RESTARTED, f"a new data server serves: {why}", Subject(how="data server"))
 
     daemon = context.settings.daemon
-    launch = Launch(config, replace(Endpoint.parse(daemon.listen), port=daemon.data_port), context.endpoint.host)
+    listen = replace(Endpoint.parse(daemon.listen), port=daemon.data_port)
+    launch = Launch(
+        config, listen, context.endpoint.host, log_level=daemon.log_level, log_format=telemetry.log_format()
+    )
     async with open_keeper(launch, restarted) as keeper:
         await _wait_samples(keeper, reason)
         yield Provision(keeper.num_samples, keeper.where, lambda: keeper.status)

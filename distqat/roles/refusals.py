@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-FAILURES: Mapping[str, int] = {"TensorError": 3, "ComputeError": 4, "MemoryShortError": 4}
+FAILURES: Mapping[str, int] = {"TensorError": 3, "DataError": 3, "ComputeError": 4, "MemoryShortError": 4}
 """By kind of error: how often a step must fail in the same way to be given up. What comes from the network is not here.
 A device's own error is tried once more than an expert keeps its seat for it (`FAULTS`), so that another device may."""
 

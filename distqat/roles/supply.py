@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from distqat.data.claims import Claim
-from distqat.data.client import Batch, DataClient
+from distqat.data.client import Batch, DataClient, UnreadableError
 from distqat.data.steplog import MOST_STEPS
 
 SHOWN_BOOKED = 64
@@ -31,10 +31,17 @@ class Portion:
 class Supply:
     """The batches of one pipeline, in the order of their steps."""
 
-    def __init__(self, data: DataClient, samples: Callable[[], int]) -> None:
-        """`samples` says how large the next batch should be."""
+    def __init__(
+        self,
+        data: DataClient,
+        samples: Callable[[], int],
+        skipped: Callable[[UnreadableError, int], None] = lambda error, step: None,
+    ) -> None:
+        """`samples` says how large the next batch should be; `skipped` is told of what cannot be read, and of the step
+        that it should have been."""
         self._data = data
         self._samples = samples
+        self._skipped = skipped
         self._portions: deque[Portion] = deque()  # Claimed, and not known to be committed; steps without a gap.
         # What was, as it stands in the books: claim, begin, end and step.
         self._booked: deque[tuple[int, int, int, int]] = deque(maxlen=MOST_STEPS)
@@ -64,11 +71,15 @@ class Supply:
 
     async def keep_claiming(self) -> None:
         """Claim the next batch while the present one is submitted, until the budget is committed. May be cancelled."""
-        while not self._is_over:
+        while not self._is_over and not self._is_ended:
             if self._claimed > self._taken:
                 await self._changed.wait()
                 continue
-            batch = await self._data.next(self._samples(), self._claimed + 1)
+            try:
+                batch = await self._data.next(self._samples(), self._claimed + 1)
+            except UnreadableError as error:
+                self._skipped(error, self._claimed + 1)
+                continue
             # Nothing is awaited between the claim and this: a cancellation cannot lose the batch.
             if batch is None:
                 self._is_over = True

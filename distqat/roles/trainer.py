@@ -20,7 +20,8 @@ from distqat.ids import Endpoint, PeerId, PipelineId, Seat, short
 from distqat.roles.beside import JudgingRole
 from distqat.roles.checkpoint.words import Begin
 from distqat.roles.context import RESTARTS, RoleContext, RoleOptions
-from distqat.roles.drive import Drive, Fuel
+from distqat.roles.drive import Drive
+from distqat.roles.fuel import Fuel
 from distqat.roles.remote import Remote
 from distqat.roles.status import PipelineStatus, RoleStatus
 from distqat.telemetry import Reason

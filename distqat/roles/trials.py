@@ -6,16 +6,21 @@ it goes on without, and says so.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
 
 from distqat.data import metrics
+from distqat.data.patience import Patience
 from distqat.data.reading import Reading
 from distqat.data.sources import Arrays
+from distqat.errors import DataError
 from distqat.pipeline.link import Link
 from distqat.pipeline.route import HopError
 from distqat.roles.refusals import FAILURES
+
+log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 256
 """Samples of one forward-only batch."""
@@ -27,6 +32,7 @@ class Trials:
     def __init__(self, reading: Reading, task: str, microbatches: int) -> None:
         self.fault = ""  # Why none is tried any more; empty while they are.
         self._reading = reading
+        self._patience = Patience(log.warning)
         self._task = task
         self._microbatches = microbatches
         self._is_under_way = False  # One has begun on this route, and not ended.
@@ -37,15 +43,22 @@ class Trials:
         return f"<Trials of {self._task}, {self.fault or f'{self._times} failures'}>"
 
     async def evaluate(self, link: Link) -> dict[str, float]:
-        """The numbers of the task over all held-out samples; none if evaluations are given up."""
+        """The numbers of the task over all held-out samples; none if evaluations are given up, as they are when
+        held-out samples cannot be read."""
         if self.fault:
             return {}
         self._is_under_way = True
         sums: dict[str, float] = {}
         total = self._reading.num_held_out
-        for begin in range(0, total, EVALUATION_BATCH):
-            arrays = await self._reading.held_out(begin, min(begin + EVALUATION_BATCH, total))
-            add_sums(sums, await link.evaluate(to_tensors(arrays), self._microbatches))
+        try:
+            for begin in range(0, total, EVALUATION_BATCH):
+                end = min(begin + EVALUATION_BATCH, total)
+                arrays = await self._patience.read(self._reading.held_out, begin, end)
+                add_sums(sums, await link.evaluate(to_tensors(arrays), self._microbatches))
+        except DataError as error:
+            self._is_under_way = False
+            self.fault = f"the held-out samples {begin} to {end} cannot be used: {error.reason}"
+            return {}
         self._is_under_way, self._failure, self._times = False, "", 0
         return metrics.evaluation(self._task, sums)
 

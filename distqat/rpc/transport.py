@@ -17,7 +17,7 @@ from typing import Protocol
 from distqat.errors import DeadlineError
 from distqat.ids import Endpoint
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Peers of another version refuse each other by name."""
 
 

@@ -22,6 +22,8 @@ def test_a_group_takes_rounds_and_survives_a_death() -> None:
             gloo = await group.all_reduce()
             error = await group.error(ELEMENTS, ROUNDED)
             await group.prepare(ELEMENTS, EXACT)
+            # Before the first round one of two does not go on alone until it is sure that the other is dead.
+            await group.round()
             killed = await group.kill(ELEMENTS // 2)
             await group.replace_last()
             await group.prepare(ELEMENTS, EXACT)

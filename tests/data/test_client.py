@@ -33,7 +33,7 @@ SAMPLER = Sampler(NUM_SAMPLES, 7)
 
 
 def client(claims: Claims, pipeline: str = "p1") -> LedgerClient:
-    return LedgerClient(pipeline, OwnReading(SOURCE, SAMPLER), claims)
+    return LedgerClient(pipeline, OwnReading(SOURCE, SAMPLER, is_embedded=True), claims)
 
 
 async def take(feed: LedgerClient, samples: int) -> Batch:
@@ -193,6 +193,33 @@ def test_large_batches_are_read_beside_the_event_loop_and_not_lost_when_that_is_
         assert (await take(feed, 4)).begin == 4
         assert len(samples.threads) == 3
         assert threading.main_thread().name not in samples.threads
+
+    run(main())
+
+
+class WatchedSamples(ArraySplit):
+    """Knows on which thread each batch was read."""
+
+    def __init__(self) -> None:
+        super().__init__({"inputs": np.zeros((NUM_SAMPLES, 1), np.float32), "labels": np.arange(NUM_SAMPLES)})
+        self.threads: list[int] = []
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> Arrays:
+        self.threads.append(threading.get_ident())
+        return super().batch(indices)
+
+
+@pytest.mark.parametrize("is_embedded", [True, False])
+def test_only_small_batches_of_an_embedded_source_are_read_on_the_event_loop(is_embedded: bool) -> None:
+    """However small it is, a batch of another source may take long to decode."""
+
+    async def main() -> None:
+        samples = WatchedSamples()
+        reading = OwnReading(replace(SOURCE, train=samples), SAMPLER, is_embedded)
+        for begin in (0, 2, 4):
+            await reading.train(begin, begin + 2)
+        is_inline = [thread == threading.get_ident() for thread in samples.threads]
+        assert is_inline == [False, is_embedded, is_embedded]
 
     run(main())
 

@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 
 from distqat.data.tasks import find_task
 from distqat.data.tasks.speech import SpeechTask, edits, greedy, words_of
 from distqat.data_sections import DatasetSection
 from distqat.errors import TensorError
+from distqat.model.task import score
+from distqat.model.zoo.families import riders, wav2vec2
 
 TASK = SpeechTask(" ab")
 
@@ -78,6 +81,62 @@ def test_a_transcript_that_does_not_fit_into_the_sound_teaches_nothing() -> None
     (gradient,) = torch.autograd.grad(loss, scores)
     assert not bool(gradient[0].any())
     assert bool(gradient.isfinite().all())
+
+
+def sound_of(frames: int, of: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Outputs [1, of, 29] of so many frames of sound, and padding as the head of wav2vec 2.0 writes it."""
+    config = Wav2Vec2Config(hidden_size=32, vocab_size=29, feat_extract_norm="layer", final_dropout=0.0)
+    torch.manual_seed(3)
+    hidden = riders.put_on(torch.randn(1, of, 32, dtype=dtype), torch.tensor([frames]))
+    scores: Tensor = wav2vec2.Head(config).to(dtype)(hidden)
+    return scores.float()
+
+
+def transcript(characters: int, pairs: int = 0) -> Tensor:
+    """Labels [1, characters]; the first `pairs` characters are there twice in a row."""
+    said = [1 + place // 2 % 2 for place in range(2 * pairs)]
+    return torch.tensor([said + [3 + place % 2 for place in range(characters - len(said))]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("characters", "pairs"), [(38, 0), (30, 8), (1, 0)])
+def test_a_transcript_counts_while_it_fits_into_the_frames_of_sound(
+    characters: int, pairs: int, dtype: torch.dtype
+) -> None:
+    """One frame for each character, and one between two of the same; to the frame, however little is missing."""
+    labels, needed = {"labels": transcript(characters, pairs)}, characters + pairs
+    scores = sound_of(needed, 100, dtype).detach().requires_grad_()
+    loss, _ = TASK.loss(scores, labels)
+    assert 0.0 < float(loss.detach()) < 100.0
+    scores = sound_of(max(1, needed - 1), 100, dtype).detach().requires_grad_()
+    loss, sums = TASK.loss(scores, labels if needed > 1 else {"labels": transcript(2)})
+    assert (float(loss.detach()), sums["loss"], sums["samples"]) == (0.0, 0.0, 1.0)
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert not bool(gradient.any())
+
+
+def test_a_model_that_is_sure_of_blank_is_not_padding() -> None:
+    scores = outputs(1, 8).detach()
+    scores[..., 0] += 6e3
+    loss, _ = TASK.loss(scores, {"labels": torch.tensor([[1, 2, 3]])})
+    assert float(loss) > 5e3
+
+
+@pytest.mark.parametrize("labels", [[1, 2], [1, 2, 3, 1, 2, 3, 1], [-1]])
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_not_hidden(spoilt: float, labels: list[int]) -> None:
+    """Also where the transcript does not fit: the task never says 0 of a model that is broken."""
+    for scores in (torch.full((1, 6, 4), spoilt), outputs(1, 6).detach()):
+        scores[0, 2, 1] = spoilt
+        with pytest.raises(TensorError, match="the loss in stage 1 is nan"):
+            score(TASK, "1", scores, {"labels": torch.tensor([labels])})
+
+
+def test_an_infinite_loss_is_not_hidden() -> None:
+    scores = outputs(1, 6).detach()
+    scores[..., 1] = -torch.inf
+    with pytest.raises(TensorError, match="the loss in stage 1 is inf"):
+        score(TASK, "1", scores, {"labels": torch.tensor([[1]])})
 
 
 def test_microbatches_add_up_to_the_batch() -> None:

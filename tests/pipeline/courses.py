@@ -154,16 +154,16 @@ async def train_through(course: Course, swarm: Swarm, broken: Broken) -> int:
     """What a trainer does: train until all steps are committed, with a new route after every break. The breaks."""
     breaks = known = 0
     verdict: Verdict | None = None
-    is_over = False
+    is_over, last = False, ""
     while not is_over:
-        assert breaks <= MAX_BREAKS, "the route does not open again"
+        assert breaks <= MAX_BREAKS, f"the route does not open again: {last}"
         link: Link | None = None
         try:
             async with open_route(swarm.transport, ME, swarm.run, swarm.route(), known, swarm.limits, verdict) as link:
                 is_over = link.step == course.steps
                 await _train(course, link)
         except HopError as error:
-            breaks += 1
+            breaks, last = breaks + 1, str(error)
             await broken(link.step if link is not None else known, breaks, error)
         if link is not None:
             known, verdict = link.step, link.verdict

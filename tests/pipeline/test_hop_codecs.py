@@ -14,11 +14,13 @@ from distqat.pipeline.route import HopError, Limits
 from distqat.pipeline.words import Microbatch, Open
 from distqat.quant_sections import QuantSection
 from distqat.rpc.transport import Transport
+from distqat.sections import Precision
 from distqat.wire import tensors
 from distqat.wire.tensors import TensorHeader
 from distqat.wire_sections import LearnedChange, LearnedCodes, WireOverride, WireSection
 from tests.pipeline.swarm import GPT, LIMITS, MLP, RESNET, TINY, Recipe, open_swarm, run_plain, train, train_whole
 from tests.pipeline.test_service import fault_of, opening, raw_hop
+from tests.pipeline.test_ties import GPT2
 
 NAMES = ("gpt/0", "gpt/1", "gpt/2")
 MIXED = WireSection(
@@ -164,10 +166,19 @@ LEARNED = WireSection(
 )
 
 
-@pytest.mark.parametrize("recipe", [MLP, RESNET, GPT], ids=lambda recipe: recipe.model)
-def test_learned_codes_train_the_numbers_of_one_process(recipe: Recipe) -> None:
-    """Also over the evaluations between steps, and with offsets."""
-    recipe = replace(recipe, wire=LEARNED, quant=QuantSection(method="lsq+"))
+LEARNERS: list[tuple[Recipe, Precision]] = [
+    (MLP, "fp32"),
+    (RESNET, "fp32"),
+    (GPT, "fp32"),
+    (RESNET, "fp16"),
+    (GPT2, "fp16"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "precision"), LEARNERS, ids=lambda case: getattr(case, "model", case))
+def test_learned_codes_train_the_numbers_of_one_process(recipe: Recipe, precision: Precision) -> None:
+    """Also over the evaluations between steps, with offsets, and where a tie spans the boundaries."""
+    recipe = replace(recipe, wire=LEARNED, quant=QuantSection(method="lsq+"), precision=precision)
     seen: list[HopCodecs] = []
 
     async def scenario() -> tuple[list[dict[str, float]], torch.Tensor]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from distqat.ids import Endpoint, MicrobatchId
+from distqat.model.agreement import LossScale, Verdict
 from distqat.model.shapes import DataShape
 from distqat.pipeline.computing import Computing
 from distqat.pipeline.hop_codecs import TIED
@@ -119,6 +120,28 @@ def test_the_tensor_and_its_gradient_travel_once_in_a_step_and_never_in_vain() -
             "Microbatch eval 3.0",
         ]
     assert {hop for hop, _ in recorder.seen} == {"expert0>expert1", "expert1>expert2"}
+
+
+def test_a_tensor_that_has_not_changed_does_not_travel_again() -> None:
+    """Behind a step that overflows, as all do until the loss scale fits."""
+    recorder, recipe = Recorder(), replace(GPT2, precision="fp16")
+
+    async def scenario() -> list[float]:
+        factors: list[float] = []
+        verdict = Verdict(1.0, LossScale(2.0**20))
+        async with open_swarm(recipe, 2, wrap=recorder.wrap) as swarm, swarm.open(verdict=verdict) as link:
+            while not factors or factors[-1] == 0.0:
+                result = await link.train(link.step + 1, recipe.batch(1), 1)
+                factors.append(result.verdict.factor)
+            await link.train(link.step + 1, recipe.batch(1), 1)
+        return factors
+
+    factors = run_plain(scenario())
+    assert len(factors) > 1
+    assert [what for _, what in recorder.seen if what.startswith("Microbatch")] == [
+        "Microbatch train 1.0",
+        f"Microbatch train {len(factors) + 1}.0",
+    ]
 
 
 def test_a_round_that_moves_the_embedding_moves_the_head() -> None:

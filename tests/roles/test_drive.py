@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +17,9 @@ from distqat.data.client import LedgerClient, LocalClaims
 from distqat.data.ledger import Ledger
 from distqat.data.reading import OwnReading
 from distqat.data.sampler import Sampler, progress
-from distqat.data.sources import ArraySplit, Source
+from distqat.data.sources import Arrays, ArraySplit, Source
 from distqat.discovery.records import Pace
+from distqat.errors import DataError
 from distqat.events import Kind
 from distqat.ids import Endpoint, PeerId, PipelineId, Seat, StageIndex
 from distqat.model.agreement import LossScale, Verdict
@@ -28,7 +29,8 @@ from distqat.pipeline.tally import StepResult
 from distqat.pipeline.words import AS_IT_IS
 from distqat.roles import drive as module
 from distqat.roles.batches import step_seconds
-from distqat.roles.drive import Drive, Fuel
+from distqat.roles.drive import Drive
+from distqat.roles.fuel import Fuel
 from distqat.rpc.local import Network
 from distqat.telemetry import Telemetry
 from tests.support import run_virtual, until
@@ -38,7 +40,7 @@ MINE, OTHER = PipelineId("mine"), PipelineId("other")
 SEATS = (Seat(PeerId("a" * 40), Endpoint("alice", 1), StageIndex(0)),)
 SAMPLES = ArraySplit({"inputs": np.arange(BUDGET, dtype=np.float32)[:, None], "labels": np.arange(BUDGET)})
 SOURCE = Source("numbers", "cv", DataShape("image", (1, 1, 1), BUDGET), SAMPLES, SAMPLES)
-READING = OwnReading(SOURCE, Sampler(BUDGET, 7))
+READING = OwnReading(SOURCE, Sampler(BUDGET, 7), is_embedded=True)
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,18 @@ class Scene:
     telemetry: Telemetry
 
 
-def a_scene(monkeypatch: pytest.MonkeyPatch, route: FakeRoute, paces: list[Pace], *overrides: str) -> Scene:
+def a_scene(
+    monkeypatch: pytest.MonkeyPatch,
+    route: FakeRoute,
+    paces: list[Pace],
+    *overrides: str,
+    reading: OwnReading = READING,
+) -> Scene:
     monkeypatch.setattr(module, "open_route", route.open)
     telemetry, ledger = Telemetry(), Ledger(BUDGET)
     transport = Network().transport("trainer")
-    fuel = Fuel(PeerId("t" * 40), transport, config(*overrides), READING, telemetry, lambda: paces)
-    data = LedgerClient(MINE, READING, LocalClaims(ledger))
+    fuel = Fuel(PeerId("t" * 40), transport, config(*overrides), reading, telemetry, lambda: paces)
+    data = LedgerClient(MINE, reading, LocalClaims(ledger))
     scene = Scene(Drive(fuel, MINE, data), ledger, telemetry)
     scene.drive.order(1, SEATS)
     return scene
@@ -342,5 +350,103 @@ def test_a_pipeline_whose_batches_all_fail_is_given_up_with_the_reason(monkeypat
         assert (ledger.committed, ledger.skipped, ledger.open, ledger.lost) == (0, 3 * 64, 0, 0)
         # It is shown until the client has seen it.
         assert scene.drive.is_wanted
+
+    run_virtual(main())
+
+
+class Unreadable(OwnReading):
+    """Batches with one of these samples, by position, cannot be read; nor can held-out ones if they are `held`."""
+
+    def __init__(self, positions: Iterable[int] = (), held: bool = False) -> None:
+        super().__init__(SOURCE, Sampler(BUDGET, 7))
+        self._positions = set(positions)
+        self._held = held
+
+    async def train(self, begin: int, end: int) -> Arrays:
+        if not self._positions.isdisjoint(range(begin, end)):
+            raise DataError("a file is no image")
+        return await super().train(begin, end)
+
+    async def held_out(self, begin: int, end: int) -> Arrays:
+        if self._held:
+            raise DataError("a file is no image")
+        return await super().held_out(begin, end)
+
+
+async def drive_until_it_is_over(scene: Scene) -> None:
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(scene.drive.work())
+        over = lambda: scene.drive.status(0.0).phase in ("finished", "failed")  # noqa: E731
+        await until(over, timeout=1e6, pause=20.0)
+        scene.drive.drain()
+        await working
+
+
+def test_a_batch_that_cannot_be_read_is_skipped_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        route = FakeRoute()
+        scene = a_scene(monkeypatch, route, [], "data.adaptive=false", reading=Unreadable([200]))
+        await drive_until_it_is_over(scene)
+        ledger = scene.ledger
+        assert (ledger.committed, ledger.skipped, ledger.doubled, ledger.lost) == (BUDGET - 64, 64, 0, 0)
+        assert ledger.finished
+        # The route stays open, and the next batch is that step.
+        assert [given.step for given in route.submitted] == list(range(1, 25))
+        (line,) = [metric for metric in scene.telemetry.metrics if metric.kind == "skipped"]
+        assert line.values["samples"] == 64
+        assert line.labels["reason"] == "samples 192 to 256 cannot be read: a file is no image"
+        (event,) = [event for event in scene.telemetry.events.since(0) if event.kind == Kind.BATCH_SKIPPED]
+        assert (event.subject.step, event.subject.samples) == (4, 64)
+
+    run_virtual(main())
+
+
+def test_a_pipeline_whose_source_is_gone_fails_with_the_reason_and_loses_no_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        # Steps are slow: some are still under way when the third batch is refused.
+        route = FakeRoute(seconds=1000.0)
+        scene = a_scene(monkeypatch, route, [], "data.adaptive=false", reading=Unreadable(range(640, BUDGET)))
+        await drive_until_it_is_over(scene)
+        status, ledger = scene.drive.status(0.0), scene.ledger
+        assert (status.phase, status.step) == ("failed", 10)
+        assert status.reason == "every batch fails: samples 768 to 832 cannot be read: a file is no image"
+        assert (ledger.committed, ledger.skipped, ledger.open, ledger.lost) == (640, 3 * 64, 0, 0)
+        assert scene.drive.is_wanted
+
+    run_virtual(main())
+
+
+def test_a_pipeline_whose_samples_are_no_batches_fails_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def submit(*_: Any) -> None:
+        raise DataError("a batch needs 'inputs'")
+
+    async def main() -> None:
+        monkeypatch.setattr(FakeLink, "submit", submit)
+        scene = a_scene(monkeypatch, FakeRoute(), [], "data.adaptive=false")
+        await drive_until_it_is_over(scene)
+        status, ledger = scene.drive.status(0.0), scene.ledger
+        assert status.phase == "failed"
+        assert "failed 3 times in the same way: DataError at the trainer: a batch needs 'inputs'" in status.reason
+        assert (ledger.committed, ledger.skipped, ledger.open, ledger.lost) == (0, 3 * 64, 0, 0)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("every", [0, 5])
+def test_held_out_samples_that_cannot_be_read_end_evaluations_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    async def main() -> None:
+        route, overrides = FakeRoute(), ("data.adaptive=false", f"train.evaluate_every={every}")
+        scene = a_scene(monkeypatch, route, [], *overrides, reading=Unreadable(held=True))
+        await drive_to_the_end(scene)
+        assert (scene.ledger.skipped, route.evaluations) == (0, 0)
+        assert len(route.submitted) == 25
+        said = "not evaluated: the held-out samples 0 to 256 cannot be used: a file is no image"
+        assert said in scene.drive.status(0.0).reason
+        kinds = [event.kind for event in scene.telemetry.events.since(0)]
+        assert kinds.count(Kind.EVALUATIONS_ENDED) == 1
 
     run_virtual(main())

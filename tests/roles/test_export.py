@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,98 @@ def test_what_torch_cannot_take_is_said_and_the_tensors_are_written(
     # That of the export before would be taken for this one's.
     assert {path.name for path in (tmp_path / "out").iterdir()} == {TENSORS, FACTS}
     assert json.loads((tmp_path / "out" / FACTS).read_text())["graph"] == {"file": None, "why": made.fault}
+
+
+def test_a_graph_that_cannot_be_written_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = written.run("mlp", 2, None, MLP)
+    chain = written.trained(config)
+    written.write(tmp_path / "checkpoints", config, chain)
+    export([tmp_path / "checkpoints"], tmp_path / "out")
+
+    def save(_: object, path: Path) -> None:
+        path.write_bytes(b"PK")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch.export, "save", save)
+    made = export([tmp_path / "checkpoints"], tmp_path / "out")
+    assert made.graph is None
+    assert "RuntimeError: PytorchStreamWriter failed" in made.fault
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {TENSORS, FACTS}
+    assert json.loads((tmp_path / "out" / FACTS).read_text())["graph"]["why"] == made.fault
+
+
+def test_an_export_that_is_cut_short_changes_nothing_or_leaves_no_facts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = written.run("mlp", 2, None, MLP)
+    chain = written.trained(config)
+    written.write(tmp_path / "checkpoints", config, chain)
+    out = tmp_path / "out"
+    export([tmp_path / "checkpoints"], out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    written.write(tmp_path / "checkpoints", config, written.trained(config, 3), number=5, step=50)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.export, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export([tmp_path / "checkpoints"], out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    for moves in range(3):
+        with monkeypatch.context() as patched:
+            patched.setattr("os.replace", partial(_replace, iter(range(moves))))
+            with pytest.raises(KeyboardInterrupt):
+                export([tmp_path / "checkpoints"], out)
+        names = {path.name for path in out.iterdir()}
+        assert FACTS not in names
+        assert (PROGRAM in names) == (moves > 1)
+
+
+def interrupted(*_: object) -> None:
+    """What a user's Ctrl-C does there."""
+    raise KeyboardInterrupt
+
+
+def _replace(left: Iterator[int], source: Path, target: Path) -> None:
+    """The system's own, so often."""
+    if next(left, None) is None:
+        interrupted()
+    source.rename(target)
+
+
+def test_of_a_pretrained_model_only_the_config_is_needed(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    where = tmp_path / "pretrained"
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, vocab_size=256)).save_pretrained(where)
+    config = written.run("distilgpt2", 2, None, {})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": str(where)})})
+    chain = written.trained(config)
+    written.write(tmp_path / "checkpoints", config, chain)
+    (where / "model.safetensors").unlink()
+    made = export([tmp_path / "checkpoints"], tmp_path / "out")
+    assert made.fault == ""
+    program = torch.export.load(tmp_path / "out" / PROGRAM).module()
+    inputs, _ = helpers.batch(source_shape(config).data, 7, 3)
+    assert torch.equal(program(inputs), written.evaluated(chain, inputs))
+
+
+def test_a_hub_that_a_checkpoint_names_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    plain = written.run("distilgpt2", 1, None, GPT2)
+    config = plain.model_copy(update={"model": plain.model.model_copy(update={"pretrained": "someone/tiny"})})
+    written.write(tmp_path, config, written.trained(plain, 0))
+    asked: list[str] = []
+
+    def fetch(where: str, file: str) -> None:
+        asked.append(f"{where}/{file}")
+
+    monkeypatch.setattr("distqat.model.zoo.weights._fetch", fetch)
+    with pytest.raises(ModelError, match=r"pretrained 'someone/tiny', which is no directory here.*--config"):
+        export([tmp_path], tmp_path / "out")
+    assert asked == []
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        export([tmp_path], tmp_path / "out", config)
+    assert asked == ["someone/tiny/config.json"]
 
 
 def test_a_run_that_has_not_trained_cannot_be_deployed(tmp_path: Path) -> None:

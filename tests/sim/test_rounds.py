@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from distqat.averaging.rendezvous import order
-from distqat.errors import DistqatError
+from distqat.errors import DistqatError, RoundError
 from distqat.ids import PeerId
 from distqat.rpc.local import Network, VirtualTimeLoop
 from distqat.sections import SyncSection
@@ -201,9 +201,16 @@ async def agree(swarm: Swarm, nodes: Sequence[Node]) -> None:
 
 
 async def train(node: Node, target: int) -> None:
-    """One round after the other, up to that one."""
+    """One round after the other, up to that one. One that could not be decided fails again at once, for a second, until
+    those for want of whom it failed have been rung."""
+    until = asyncio.get_running_loop().time() + 1.0
     while node.sibling.round < target:
-        await node.averager.synchronise(node.anchor + 1.0, 1)
+        try:
+            await node.averager.synchronise(node.anchor + 1.0, 1)
+        except RoundError:
+            if asyncio.get_running_loop().time() > until:
+                raise
+            await asyncio.sleep(0.1)
 
 
 LEADER, SECOND, LAST = order(round_ref(1), [PeerId(name) for name in NAMES])

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import mmap
 import os
 import re
 import secrets
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -23,6 +25,9 @@ FOLDER = Path("/dev/shm")
 
 _NAME = re.compile(r"(distqat-[0-9a-f]{1,32}-\d+-[0-9a-f]+)-(door|\d+)")
 _DOOR = "door"
+
+EMPTY_SECONDS = 60.0
+"""A door is empty for an instant while it is made; after so long its maker is gone."""
 
 
 class Block:
@@ -60,9 +65,12 @@ class Blocks:
         self._serial = 0  # Of the last block.
         self.nonce = secrets.token_bytes(32)  # What stands at the door.
         self.door = f"{self._prefix}-{_DOOR}"
-        self._lock = os.open(folder / self.door, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # A file object: two threads may close it, and its number is let go once.
+        self._lock = io.FileIO(
+            os.open(folder / self.door, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+"
+        )
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        os.write(self._lock, self.nonce)
+        self._lock.write(self.nonce)
 
     def __repr__(self) -> str:
         return f"<Blocks {self._prefix}, {self._serial} made>"
@@ -90,12 +98,12 @@ class Blocks:
 
     def leave_lock(self) -> None:
         """In a process that was forked: only the server's own end lets it go."""
-        os.close(self._lock)
+        self._lock.close()
 
     def close(self) -> None:
-        """Take all names away; who has mapped a block keeps it until it is done."""
+        """Take all names away; who has mapped a block keeps it until it is done. Again, it does nothing."""
         _clear(self._folder, self._prefix)
-        os.close(self._lock)
+        self._lock.close()
 
 
 def sweep(folder: Path = FOLDER) -> int:
@@ -160,8 +168,8 @@ def _is_left(folder: Path, prefix: str) -> bool:
         return False  # Of another user.
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # An empty one is just being made.
-        return os.fstat(file).st_size > 0
+        door = os.fstat(file)
+        return door.st_size > 0 or time.time() - door.st_mtime > EMPTY_SECONDS
     except OSError:
         return False
     finally:

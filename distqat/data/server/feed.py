@@ -20,7 +20,7 @@ from distqat.aio import Backoff
 from distqat.data.server.blocks import FOLDER, is_door, map_block
 from distqat.data.server.layout import Layout
 from distqat.data.server.messages import TAKE, Ask, Hello, Piece, Ping, Place, Release, Told, Wanted, Welcome
-from distqat.data.server.service import Waits
+from distqat.data.server.service import MOST_WANTS, Waits
 from distqat.data.sources.splits import Arrays
 from distqat.errors import DataError, DeadlineError, DistqatError, MessageError, UnreachableError
 from distqat.ids import Endpoint, RunId
@@ -45,6 +45,8 @@ class _Open:
     answer: asyncio.Future[Arrays]
     pieces: Assembler
     since: float
+    line: _Line | None = None
+    """Over which it is asked; None: not yet."""
 
 
 @dataclass(eq=False)
@@ -54,6 +56,8 @@ class _Line:
     welcome: Welcome
     is_mapped: bool
     out: asyncio.Queue[Ask] = field(default_factory=asyncio.Queue)
+    unanswered: set[int] = field(default_factory=set)
+    """Serials, also of those for whom nobody waits any more."""
 
 
 class Feed:
@@ -148,15 +152,25 @@ class Feed:
         self._open[want.serial] = asked
         try:
             if self._line is not None:
-                self._want(self._line, asked)
+                self._want_more(self._line)
             return await asked.answer
         finally:
             del self._open[want.serial]
 
-    def _want(self, line: _Line, asked: _Open) -> None:
-        want = asked.want
-        asked.pieces = Assembler(asked.pieces.limit)
-        line.out.put_nowait(Ask(want=Wanted(want.serial, want.held_out, want.begin, want.end, line.is_mapped)))
+    def _want_more(self, line: _Line) -> None:
+        """Ask for what was not asked for over this line; no more at the same time than the server allows."""
+        for asked in self._open.values():
+            if len(line.unanswered) >= MOST_WANTS:
+                return
+            if asked.line is not line:
+                want = asked.want
+                asked.line, asked.pieces = line, Assembler(asked.pieces.limit)
+                line.unanswered.add(want.serial)
+                line.out.put_nowait(Ask(want=Wanted(want.serial, want.held_out, want.begin, want.end, line.is_mapped)))
+
+    def _answered(self, line: _Line, serial: int) -> None:
+        line.unanswered.discard(serial)
+        self._want_more(line)
 
     async def work(self) -> None:
         """Keep a connection, for ever."""
@@ -183,8 +197,7 @@ class Feed:
             await stream.send(Ask(hello=Hello(self._run)).encode())
             told, _ = await self._receive(stream, endpoint)
             line = self._line = await self._greet(told)
-            for asked in self._open.values():
-                self._want(line, asked)
+            self._want_more(line)
             self._reason.text = ""
             self._ready.set()
             try:
@@ -230,10 +243,15 @@ class Feed:
             told, payload = await self._receive(stream, endpoint)
             if told.place is not None:
                 await self._placed(line, told.place)
+                self._answered(line, told.place.serial)
             elif told.piece is not None:
                 self._sent(told.piece, payload)
-            elif told.fault is not None and (asked := self._open.get(told.fault.serial)) is not None:
-                _fail(asked, DataError(told.fault.reason))
+                if told.piece.offset + len(payload) >= told.piece.total:
+                    self._answered(line, told.piece.serial)
+            elif told.fault is not None:
+                if (asked := self._open.get(told.fault.serial)) is not None:
+                    _fail(asked, DataError(told.fault.reason))
+                self._answered(line, told.fault.serial)
 
     async def _receive(self, stream: Stream, endpoint: Endpoint) -> tuple[Told, memoryview]:
         silence = self._waits.silence

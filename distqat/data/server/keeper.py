@@ -17,10 +17,11 @@ from pathlib import Path
 from distqat.aio import Backoff, supervise
 from distqat.config import RunConfig
 from distqat.data.server.blocks import FOLDER, sweep
+from distqat.data.server.lifeline import hear
 from distqat.errors import DataError, RefusedError
 from distqat.ids import Endpoint
 from distqat.rpc.handlers import task_group
-from distqat.telemetry import Reason
+from distqat.telemetry import LogFormat, Reason
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ class Patience:
     """The same while it opens the data set, however long that takes: it says so meanwhile."""
     end: float = 5.0
     """Until one that was asked to end is killed."""
+    killed: float = 5.0
+    """Until one that was killed is left to the system: it may be in a call that cannot be broken off."""
+    making: float = 30.0
+    """That a worker of the server has for a part of a slot, at least."""
     first: float = 0.2
     """Before the first new start; twice as long each time."""
     most: float = 10.0
@@ -60,6 +65,8 @@ class Launch:
     """Of the shared memory."""
     module: str = "distqat.data.server"
     """That is run."""
+    log_level: str = "info"
+    log_format: LogFormat = "rich"
 
 
 class Keeper:
@@ -127,6 +134,8 @@ class Keeper:
                 writer.close()
                 await self._end(process, 0.0 if is_faulty else self._patience.end)
         code = process.returncode
+        if code is None:
+            raise DataError("it was to end, and does not even when it is killed")
         raise DataError(f"it was killed by signal {-code}" if code < 0 else f"it ended with exit code {code}")
 
     def _start(self, control: socket.socket) -> subprocess.Popen[bytes]:
@@ -147,7 +156,9 @@ class Keeper:
             "config": launch.config.canonical(),
             "listen": str(launch.listen),
             "folder": str(launch.folder),
-            "log_format": "rich",
+            "making": str(self._patience.making),
+            "log_level": launch.log_level,
+            "log_format": launch.log_format,
         }
         return json.dumps(order).encode() + b"\n"
 
@@ -156,8 +167,7 @@ class Keeper:
         while True:
             seconds = self._patience.silence if self.phase == "serving" else self._patience.opening
             try:
-                async with asyncio.timeout(seconds):
-                    text = await reader.readline()
+                text = await hear(reader.readline, seconds)
             except TimeoutError:
                 raise DataError(f"it has said nothing for {seconds:g} s") from None
             except (OSError, ValueError):
@@ -187,18 +197,26 @@ class Keeper:
 
     async def _end(self, process: subprocess.Popen[bytes], seconds: float) -> None:
         """See to it that it is gone, if it does not go by itself for so long, and its memory too."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
         try:
-            while True:
-                if process.poll() is not None or loop.time() >= end:
-                    break
-                await asyncio.sleep(0.01)
+            await _wait_gone(process, seconds)
         finally:
             # Also if somebody does not want to wait.
             process.kill()
-            process.wait()
-            sweep(self._launch.folder)
+            try:
+                if not await _wait_gone(process, self._patience.killed):
+                    log.error("the data server, process %d, does not end though it is killed", process.pid)
+            finally:
+                sweep(self._launch.folder)
+
+
+async def _wait_gone(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether it ends within so long."""
+    end = asyncio.get_running_loop().time() + seconds
+    while process.poll() is None:
+        if asyncio.get_running_loop().time() >= end:
+            return False
+        await asyncio.sleep(0.01)
+    return True
 
 
 @asynccontextmanager

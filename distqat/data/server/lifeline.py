@@ -1,7 +1,8 @@
-"""How a process is bound to the one that started it: a socket that closes, and a signal of the kernel."""
+"""How a process is bound to the one that started it: a socket that closes, a signal of the kernel, and silence."""
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import os
@@ -9,19 +10,36 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 BEAT_SECONDS = 0.5
 """Between two words of a server that lives."""
 
 _SET_DEATH_SIGNAL = 1
 
+T = TypeVar("T")
+
 
 def on_parents_death(number: signal.Signals) -> None:
     """Let the kernel send this process that signal when the thread that started it is gone; only Linux can."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, ctypes.c_ulong(number), *[ctypes.c_ulong(0)] * 3)
+
+
+async def hear(listen: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """What the other process says. Raises TimeoutError: it has said nothing for so long.
+
+    It listens twice, each time for half of it. If this process itself was stopped, or its loop blocked, the first limit
+    is over when it wakes up, also if something was said meanwhile; then the second finds it. So what is cut off while
+    it listens must lose nothing.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds / 2):
+            return await listen()
+    async with asyncio.timeout(seconds / 2):
+        return await listen()
 
 
 class Lifeline:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from distqat.data.server.layout import LEAST_SLOTS, Layout, Sizes, sizes
 from distqat.data.server.lifeline import BEAT_SECONDS, Lifeline, on_parents_death
 from distqat.data.server.ring import Ring
 from distqat.data.server.service import Offer, Pantry, open_pantry
-from distqat.data.server.workers import Recipe, Worker, fork_workers
+from distqat.data.server.workers import Pace, Recipe, Worker, fork_workers, read
 from distqat.data.sources import open_source
-from distqat.data.sources.splits import Source, training_batch
+from distqat.data.sources.splits import Source
 from distqat.errors import CannotListenError, ConfigError, DataError, DistqatError
 from distqat.ids import Endpoint
 from distqat.rpc.grpc import open_transport
@@ -27,6 +28,9 @@ from distqat.rpc.loop import run
 from distqat.telemetry import set_up_logging
 
 log = logging.getLogger(__name__)
+
+MOST_UNREADABLE = 16
+"""Samples at the beginning of the run's order that may be unreadable: of the next one it is known how samples lie."""
 
 
 def main(control: socket.socket, opens: Callable[[RunConfig], Source] = open_source) -> int:
@@ -39,13 +43,14 @@ def main(control: socket.socket, opens: Callable[[RunConfig], Source] = open_sou
     lifeline = Lifeline(control)
     try:
         order = lifeline.read_order()
-        set_up_logging("info", "json" if order["log_format"] == "json" else "rich")
+        set_up_logging(order["log_level"], "json" if order["log_format"] == "json" else "rich")
         config, listen = RunConfig.from_canonical(order["config"]), Endpoint.parse(order["listen"])
         with lifeline.saying({"phase": "opening", "text": f"opening data source {config.data.source}"}):
             source = opens(config)
             kitchen = Kitchen(config, source, Path(order["folder"]))
+            pace = Pace(float(order["making"]), kitchen.seconds)
         try:
-            workers = fork_workers(kitchen.recipe, kitchen.blocks, config.data.workers, [control])
+            workers = fork_workers(kitchen.recipe, kitchen.blocks, config.data.workers, pace, [control])
             lifeline.end_with(kitchen.blocks.close)
             run(_serve(kitchen, workers, listen, lifeline))
         finally:
@@ -63,8 +68,9 @@ class Kitchen:
     def __init__(self, config: RunConfig, source: Source, folder: Path) -> None:
         sweep(folder)
         sampler = Sampler(len(source.train), config.run.seed)
-        first = training_batch(source.train, sampler.indices(0, 1), 0)
-        layout = Layout.of(first)
+        began = time.monotonic()
+        layout = _first_layout(source, sampler)
+        self.seconds = time.monotonic() - began  # That the first sample took.
         planned = sizes(layout, config.data.batch, config.data.ring_mib << 20)
         self.config = config
         self.source = source
@@ -91,6 +97,17 @@ class Kitchen:
             config.id, self.recipe.layout, self.blocks.door, self.blocks.nonce, len(source.train), len(source.held_out)
         )
         return Pantry(offer, Ring(self.sizes, positions, len(source.held_out)), self.slots, self.blocks)
+
+
+def _first_layout(source: Source, sampler: Sampler) -> Layout:
+    """Of the first sample that can be read. Raises DataError."""
+    fault = DataError("the data set has no samples")
+    for position in range(min(MOST_UNREADABLE, len(source.train))):
+        try:
+            return read(source, sampler, False, position, position + 1)[1]
+        except DataError as error:
+            fault = error
+    raise fault
 
 
 async def _serve(kitchen: Kitchen, workers: Sequence[Worker], listen: Endpoint, lifeline: Lifeline) -> None:

@@ -13,14 +13,15 @@ from distqat.data.tasks.labels import padded_labels_of
 
 BLANK, PADDING = 0, -1
 
-UNLIKELY = 1e3
-"""A frame of padding says anything but blank with a score of -10000. A transcript of which each character costs more
-than a tenth of that goes through such frames, so it does not fit into the sound, and teaches nothing."""
+CERTAIN = 5e3
+"""By which the blank lies above all other characters in a frame of padding, which have one and the same score. No model
+learns such a frame: there is nothing left to learn at a tenth of that."""
 
 
 class SpeechTask:
     """Write down what is said: CTC (Graves et al., 2006) of outputs [B, T, C] against labels int64 [B, L], 0 the blank
-    and -1 behind the last. Frames of padding must say blank; then the loss over all frames is that over the sound."""
+    and -1 behind the last. Frames of padding must say blank, with certainty; then the loss over all frames is that over
+    the sound."""
 
     name = "speech"
     metric_name = metrics.METRICS["speech"]
@@ -29,16 +30,23 @@ class SpeechTask:
         self._space = characters.find(" ") + 1  # 0: there is none, so there are no words.
 
     def loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Sum over samples of the mean over characters, and "loss", "samples"; where nothing is trained also
-        "characters", "character_errors", and "words", "word_errors" if there is a space. Raises TensorError."""
+        """Sum over samples of the mean over characters, nothing for a transcript that is too long for its sound; and
+        "loss", "samples"; where nothing is trained also "characters", "character_errors", and "words", "word_errors" if
+        there is a space. Raises TensorError."""
         labels = padded_labels_of(targets, output, PADDING)
         lengths = (labels != PADDING).sum(1)
-        frames = torch.full_like(lengths, output.shape[1])
-        chances = F.log_softmax(output, -1).transpose(0, 1)
+        fits = frames_to_say(labels) <= frames_of_sound(output.detach())
+        chances = F.log_softmax(output, -1)
         costs = F.ctc_loss(
-            chances, labels.clamp(min=1), frames, lengths, BLANK, reduction="none", zero_infinity=True
+            chances.transpose(0, 1),
+            labels.clamp(min=1),
+            torch.full_like(lengths, output.shape[1]),
+            lengths * fits,  # Without characters the cost is finite, and so are gradients.
+            BLANK,
+            reduction="none",
         ) / lengths.clamp(min=1)
-        loss = torch.where(costs.detach() < UNLIKELY, costs, torch.zeros_like(costs)).sum()
+        is_spoilt = chances.detach().isnan().flatten(1).any(1)
+        loss = costs.masked_fill(~fits, 0.0).masked_fill(is_spoilt, float("nan")).sum()
         sums = {"loss": float(loss.detach()), "samples": float(len(labels))}
         if not torch.is_grad_enabled():
             sums |= self._errors(output, labels)
@@ -62,6 +70,22 @@ class SpeechTask:
                 sums["words"] += len(words)
                 sums["word_errors"] += edits(words_of(said, self._space), words)
         return sums
+
+
+def frames_of_sound(output: Tensor) -> Tensor:
+    """Int64 [B]: frames up to the last one that is not of padding."""
+    others = output[..., 1:]
+    highest = others.amax(-1)
+    is_padding = (highest == others.amin(-1)) & (output[..., BLANK] - highest >= CERTAIN)
+    ends = torch.arange(1, output.shape[1] + 1, device=output.device)
+    return (ends * ~is_padding).amax(1)
+
+
+def frames_to_say(labels: Tensor) -> Tensor:
+    """Int64 [B]: the least frames of a transcript, one a character and a blank between two of the same."""
+    is_said = labels != PADDING
+    repeats = (labels[:, 1:] == labels[:, :-1]) & is_said[:, 1:]
+    return is_said.sum(1) + repeats.sum(1)
 
 
 def greedy(frames: Sequence[int]) -> list[int]:

@@ -7,7 +7,8 @@ same kind of machine.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def write(model: Uncut, inputs: HiddenShape, checks: Mapping[int, Tensor], path:
     """Trace the model and write it, for batches of any size, or of 1 sample if the model does not allow that.
 
     `checks` has, for some numbers of samples, the outputs for `example` of so many: the program must give them bit for
-    bit. Raises ModelError, with the reason, when torch cannot take the model, or the program gives other numbers.
+    bit. Raises ModelError, with the reason, when torch cannot take the model or write it, or the program gives other
+    numbers; then a part of the file may be there.
     """
     check_version(torch.__version__)
     model.eval()
@@ -91,23 +93,35 @@ def write(model: Uncut, inputs: HiddenShape, checks: Mapping[int, Tensor], path:
         program, graph = _traced(model, inputs, TRACED_SAMPLES), Graph(None)
     except ModelError:
         program, graph = _traced(model, inputs, 1), Graph(1)
-    run = program.module()
-    for samples, expected in checks.items():
-        if graph.samples in (None, samples) and not _is_equal(run, example(inputs, samples), expected):
-            raise ModelError("the program that torch.export makes of this model gives other outputs than the model")
-    torch.export.save(program, path)
+    with _faults("run the program that it makes of this model"):
+        run = program.module()
+        same = all(
+            _is_equal(run, example(inputs, samples), expected)
+            for samples, expected in checks.items()
+            if graph.samples in (None, samples)
+        )
+    if not same:
+        raise ModelError("the program that torch.export makes of this model gives other outputs than the model")
+    with _faults("write the program that it makes of this model"):
+        torch.export.save(program, path)
     return graph
 
 
 def _traced(model: Uncut, inputs: HiddenShape, samples: int) -> torch.export.ExportedProgram:
     dynamic = ({0: torch.export.Dim("batch", min=1)},) if samples > 1 else None
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _faults("take this model"):
         warnings.simplefilter("ignore")
-        try:
-            return torch.export.export(model, (example(inputs, samples),), dynamic_shapes=dynamic)
-        except Exception as error:
-            # What it raises is of many kinds; whichever it is, the model is written without a program.
-            raise ModelError(f"torch.export cannot take this model: {_first_line(error)}") from error
+        return torch.export.export(model, (example(inputs, samples),), dynamic_shapes=dynamic)
+
+
+@contextmanager
+def _faults(what: str) -> Iterator[None]:
+    """Torch raises errors of many kinds; whichever it is, it becomes a ModelError: the model is written without a
+    program."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"torch.export cannot {what}: {_first_line(error)}") from error
 
 
 def _is_equal(run: nn.Module, inputs: Tensor, expected: Tensor) -> bool:

@@ -60,17 +60,18 @@ class BoundaryQuantizer(LearnedInputs):
 def bounded(plan: ModelPlan, ranges: Sequence[range], wire: WireSection, has_offsets: bool) -> ModelPlan:
     """The plan with a quantizer behind each block after which a stage sends learned codes, if it is cut so.
 
-    Raises ModelError for codes that could lose a sign where signs carry lengths.
+    Raises ModelError where signs carry lengths: to codes of few bits, or of a step that was learned from louder values,
+    even the loudest element may be zero, which has no sign.
     """
     blocks = list(plan.blocks)
     for index, own in enumerate(ranges[:-1]):
         codes = wire.learned_of(f"{plan.name}/{index}")
         if codes is not None:
             spec, form = blocks[own.stop - 1], Form.of(codes, has_offsets)
-            if spec.output.has_riders and (form.has_offset or not form.is_signed):
+            if spec.output.has_riders:
                 raise ModelError(
-                    f"wire: stage {plan.name}/{index} sends lengths as signs, which codec {form.name} may lose; "
-                    "let learned codes be signed, and quant.method another than lsq+"
+                    f"wire: stage {plan.name}/{index} sends lengths as signs, which learned codes may lose: they round "
+                    "to zero what is small beside the step; let its activations have another codec, such as int8"
                 )
             blocks[own.stop - 1] = replace(spec, boundary=form)
     return replace(plan, blocks=tuple(blocks))

@@ -14,7 +14,7 @@ Shapes: S slices, G groups, O channels that leave a group, K products of an outp
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,10 +40,11 @@ class Array:
 
 def accumulate(weights_GOK: Tensor, inputs_GKN: Tensor, array: Array) -> Tensor:
     """Sums [G, O, N] of products of these codes, whole numbers in fp32 or fp64."""
-    length = array.hardware.accumulator_length or weights_GOK.shape[2]
-    if _can_saturate(min(length, weights_GOK.shape[2]), array):
+    products = weights_GOK.shape[2]
+    length = min(array.hardware.accumulator_length or products, products)
+    if _can_saturate(length, array):
         return sum_of(saturated(weights_GOK, inputs_GKN, array, length), None, array)
-    kind = _type_for(weights_GOK.shape[2], array.weights, array.inputs)
+    kind = _type_for(products, array.weights, array.inputs)
     return weights_GOK.to(kind) @ inputs_GKN.to(kind)
 
 
@@ -56,6 +57,9 @@ def accumulate_by_channel(weights_GOK: Tensor, inputs_GKN: Tensor, steps_GC: Ten
     channels = steps_GC.shape[1]
     own = products // channels
     length = min(array.hardware.accumulator_length or own, own)
+    if not _can_saturate(length, array):
+        # Neither slices nor accumulators change the sum of a channel.
+        array, length = replace(array, hardware=Hardware()), own
     # A channel's products are filled up to whole accumulators.
     pad = -own % length
     weights = torch.nn.functional.pad(weights_GOK.view(groups, rows, channels, own), (0, pad))

@@ -23,6 +23,7 @@ from distqat.model.quant.quantizers import (
     Quantizer,
 )
 from distqat.model.quant.rules import Layer, Numbers
+from distqat.model.ties import BorrowedLinear
 from distqat.model.zoo.blocks import BlockSpec, ModelPlan
 from distqat.quant_sections import QuantSection
 
@@ -39,7 +40,7 @@ def quantised(plan: ModelPlan, section: QuantSection) -> ModelPlan:
         return plan
     found = [_layers(spec) for spec in plan.blocks]
     every = [layer for own in found for layer in own.values()]
-    _expect_all_rules_to_match(plan, section, every)
+    _expect_all_rules_to_match(plan, section, every, _tied(plan))
     chosen = [{path: rules.numbers_of(layer, section) for path, layer in own.items()} for own in found]
     _expect_codes_for_hardware(chosen, found)
     if all(numbers.are_plain for own in chosen for numbers in own.values()):
@@ -74,12 +75,18 @@ def _percentile(section: QuantSection) -> float | None:
     return {"minmax": 100.0, "percentile": section.percentile}.get(section.method)
 
 
-def _expect_all_rules_to_match(plan: ModelPlan, section: QuantSection, every: list[Layer]) -> None:
+def _expect_all_rules_to_match(plan: ModelPlan, section: QuantSection, every: list[Layer], tied: list[Layer]) -> None:
+    some = ", ".join(layer.path for layer in every[:8]) + (", ..." if len(every) > 8 else "")
     for rule in rules.idle(section.rules, every):
-        what = f"quant.rules: {rule} matches no layer of model {plan.name}"
+        found = [layer.path for layer in tied if rules.is_match(rule, layer)]
+        if found and rule.exclude:
+            continue
+        what, how = f"quant.rules: {rule} matches no layer of model {plan.name}", f"there are: {some}"
+        if found:
+            what += f" but {', '.join(found)}: its head is tied and has no weights of its own"
+            how = "let the rule say exclude: true, leave it out, or set model.options.tie_word_embeddings to false"
         if section.strict:
-            some = ", ".join(layer.path for layer in every[:8])
-            raise ModelError(f"{what}; there are: {some}{', ...' if len(every) > 8 else ''}")
+            raise ModelError(f"{what}; {how}")
         log.warning("%s", what)
 
 
@@ -97,17 +104,33 @@ def _expect_codes_for_hardware(chosen: Iterable[Mapping[str, Numbers]], found: I
 
 def _layers(spec: BlockSpec) -> dict[str, Layer]:
     """Those of a block that can be quantised, by their path in it."""
+    modules = _shell(spec).named_modules()
+    return {path: _layer(spec, path, module) for path, module in modules if layers.axes_of(module) is not None}
+
+
+def _tied(plan: ModelPlan) -> list[Layer]:
+    """Those that compute with weights of another block, and are never quantised."""
+    if not plan.is_tied:
+        return []
+    last = plan.blocks[-1]
+    tied = [(path, module) for path, module in _shell(last).named_modules() if isinstance(module, BorrowedLinear)]
+    return [_layer(last, path, module) for path, module in tied]
+
+
+def _layer(spec: BlockSpec, path: str, module: nn.Module) -> Layer:
+    # A borrowed layer is a linear one to whoever writes rules.
+    kinds = layers.class_names(module) | ({"Linear"} if isinstance(module, BorrowedLinear) else set())
+    return Layer(f"{spec.name}.{path}" if path else spec.name, frozenset(kinds))
+
+
+def _shell(spec: BlockSpec) -> nn.Module:
+    """The block, without numbers."""
     # A foreign constructor may draw numbers; nobody else's generators move.
     with rng.borrowed(torch.device("cpu"), 0), torch.device("meta"):
         try:
-            block = spec.make()
+            return spec.make()
         except RuntimeError as error:
             raise ModelError(f"block {spec.name} cannot be made on the meta device, as quant wants: {error}") from error
-    return {
-        path: Layer(f"{spec.name}.{path}" if path else spec.name, frozenset(layers.class_names(module)))
-        for path, module in block.named_modules()
-        if layers.axes_of(module) is not None
-    }
 
 
 def _finish(work: Work, block: nn.Module) -> None:

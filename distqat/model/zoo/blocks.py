@@ -25,7 +25,7 @@ class HiddenShape:
     below: int | None = None
     """Integers only: every element is less than this, and not negative."""
     has_riders: bool = False
-    """Some elements say what they say by their sign, which every codec keeps."""
+    """Some elements say what they say by their sign. Every codec keeps it but learned codes, which are refused here."""
 
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')} {('batch', *self.shape)}".replace("'", "")
@@ -45,7 +45,9 @@ class BlockSpec:
     """Made of modules that know nothing of distqat: what they draw, they draw from the process's generators, which are
     seeded for them. Without `initialise`, their first numbers are those of their constructors."""
     initialise: Callable[[nn.Module], None] | None = None
-    """Gives a foreign module, built without numbers, its first ones; raises ModelError."""
+    """Gives a foreign module, built without numbers, fresh ones."""
+    load: Callable[[nn.Module], None] | None = None
+    """Puts pretrained numbers in their place; raises ModelError."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Prefixes of the names of its tensors, and what stands for them in the model of the library that it is from."""
     finish: Callable[[nn.Module], None] | None = None
@@ -150,6 +152,8 @@ def _foreign(spec: BlockSpec, where: str) -> nn.Module:
     for parameter in block.parameters():
         parameter.fill_(torch.nan)
     spec.initialise(block)
+    if spec.load is not None:
+        spec.load(block)
     for name, parameter in block.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"{where}: {name} has no first numbers, or some that are not finite")

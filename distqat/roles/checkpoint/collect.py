@@ -61,8 +61,8 @@ def collect(roots: Sequence[Path], config: RunConfig | None) -> Moment:
     moment is whole.
 
     The run is the one of that config; None: the only one that lies there, by the config that its checkpoints hold, and
-    then no model that is the user's code. Raises StateError that says what is missing, cannot be read or is ambiguous,
-    ModelError for such a model.
+    then no model that is the user's code, and none whose config would be fetched. Raises StateError that says what is
+    missing, cannot be read or is ambiguous, ModelError for such a model.
     """
     found = _look(roots)
     run, config = _of_config(found, config) if config is not None else _only_run(found)
@@ -112,6 +112,12 @@ def _only_run(found: Found) -> tuple[RunId, RunConfig]:
         own.check(config.model.name, ())
     except ModelError:
         raise ModelError(f"model {config.model.name} is code; if it may be run here, name the run's --config") from None
+    where = config.model.pretrained
+    if where and not Path(where).is_dir():
+        raise ModelError(
+            f"model {config.model.name} has the sizes of the pretrained '{where}', which is no directory here; "
+            "if its config may be fetched from the hub, name the run's --config"
+        )
     return run, config
 
 

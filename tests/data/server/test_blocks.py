@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from distqat.data.server.blocks import Blocks, is_door, leftovers, map_block, map_for_writing, sweep
+from distqat.data.server.blocks import EMPTY_SECONDS, Blocks, is_door, leftovers, map_block, map_for_writing, sweep
 from distqat.errors import DataError
 
 DIGEST = "0123456789abcdef" * 2
@@ -101,6 +101,24 @@ def test_what_a_killed_server_has_left_is_swept_and_nothing_else(tmp_path: Path)
         server.communicate()
     mine.close()
     assert [path.name for path in tmp_path.iterdir()] == ["distqat-mine.txt"]
+
+
+def test_to_close_again_does_nothing_to_a_file_that_has_its_number(tmp_path: Path) -> None:
+    blocks = Blocks(tmp_path, DIGEST)
+    blocks.close()
+    with (tmp_path / "other").open("w") as other:
+        blocks.close()
+        other.write("as it was")
+    assert (tmp_path / "other").read_text() == "as it was"
+
+
+def test_an_empty_door_is_swept_when_nobody_can_be_making_it_any_more(tmp_path: Path) -> None:
+    door = tmp_path / "distqat-0123456789ab-77-00c0ffee-door"
+    door.touch()
+    assert sweep(tmp_path) == 0
+    os.utime(door, (0, door.stat().st_mtime - 2 * EMPTY_SECONDS))
+    assert sweep(tmp_path) == 1
+    assert leftovers(tmp_path) == []
 
 
 def test_where_there_is_no_memory_left_there_are_fewer_slots_or_a_sentence(

@@ -15,8 +15,9 @@ from distqat.data.ledger import Ledger
 from distqat.data.server.feed import Feed
 from distqat.data.server.layout import Sizes
 from distqat.data.server.messages import TAKE, Ask, Hello, Ping, Release, Wanted
+from distqat.data.server.service import MOST_WANTS
 from distqat.errors import DataError, DeadlineError, MessageError, WrongRunError
-from distqat.ids import RunId
+from distqat.ids import Endpoint, RunId
 from distqat.rpc.local import Network
 from distqat.rpc.transport import Service
 from tests.data.server.pantries import (
@@ -305,6 +306,41 @@ def test_a_server_that_is_silent_is_left(tmp_path: Path) -> None:
             assert served.pantry.num_trainers == 1
 
     run_virtual(main(), 200.0)
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_no_more_is_asked_for_at_once_than_the_server_allows(
+    tmp_path: Path, trainer_folder: Path, is_left: bool
+) -> None:
+    """Also where nobody waits any more for what was asked for first."""
+
+    async def main() -> None:
+        network, connections = Network(), 0
+
+        async def locate() -> Endpoint:
+            nonlocal connections
+            connections += 1
+            return AT
+
+        async with serving(network, tmp_path) as served, asyncio.TaskGroup() as group:
+            served.workers[0].seconds = 1.0
+            feed = Feed(network.transport("ada"), locate, RUN, trainer_folder, WAITS)
+            working = group.create_task(feed.work())
+            await feed.wait_ready()
+            asking = [asyncio.ensure_future(feed.train(at, at + 1)) for at in range(MOST_WANTS)]
+            await asyncio.sleep(0.1)
+            if is_left:
+                for one in asking:
+                    one.cancel()
+            more = await asyncio.gather(*(feed.train(at, at + 1) for at in range(2 * MOST_WANTS)))
+            expected = (await own().train(0, 2 * MOST_WANTS))["labels"]
+            assert [int(batch["labels"][0]) for batch in more] == expected.tolist()
+            await asyncio.gather(*asking, return_exceptions=True)
+            assert connections == 1
+            more.clear()
+            working.cancel()
+
+    run_virtual(main(), 600.0)
 
 
 async def say(network: Network, asks: list[Ask]) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -119,6 +120,108 @@ def test_whatever_happens_to_it_the_next_one_goes_on(tmp_path: Path) -> None:
         assert leftovers(tmp_path) == []
 
     run(main(), 150.0)
+
+
+def test_stopped_workers_are_noticed_and_the_samples_come(tmp_path: Path) -> None:
+    async def main() -> None:
+        why = list[str]()
+        launch = Launch(config(), LOOPBACK, "127.0.0.1", tmp_path)
+        async with (
+            open_keeper(launch, why.append, Patience(making=3.0, first=0.05)) as keeper,
+            feeding(keeper, tmp_path) as feed,
+        ):
+            await feed.wait_ready()
+            processes = family(keeper.pid)
+            for worker in processes[1:]:
+                worker.suspend()
+            batch = await feed.train(0, 32)
+            expected = await (await OwnReading.open(config())).train(0, 32)
+            assert all(np.array_equal(batch[name], expected[name]) for name in expected)
+            assert "a worker did not make samples 0 to" in why[0]
+            await until(partial(all_gone, processes), timeout=60.0)
+
+    run(main(), 120.0)
+
+
+def test_a_client_that_was_stopped_itself_keeps_its_server(tmp_path: Path) -> None:
+    """Its loop is blocked for longer than a server may be silent."""
+
+    async def main() -> None:
+        launch, lines = Launch(config(), LOOPBACK, "127.0.0.1", tmp_path), 0
+        async with open_keeper(launch, patience=Patience(silence=3.0)) as keeper:
+            await keeper.wait_samples()
+            pid, reading = keeper.pid, asyncio.StreamReader.readline
+
+            async def readline(reader: asyncio.StreamReader) -> bytes:
+                nonlocal lines
+                text = await reading(reader)
+                lines += 1
+                return text
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(asyncio.StreamReader, "readline", readline)
+                await until(lambda: lines > 0, timeout=30.0)
+                asyncio.get_running_loop().call_soon(time.sleep, 4.0)
+                await asyncio.sleep(0)
+                before = lines
+                await until(lambda: lines > before or keeper.pid != pid, timeout=30.0)
+            assert (keeper.pid, keeper.phase) == (pid, "serving")
+
+    run(main(), 60.0)
+
+
+def test_one_that_does_not_end_though_it_is_killed_blocks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one in a call that cannot be broken off, until the end of the test."""
+    ended = threading.Event()
+
+    class Undying(subprocess.Popen[bytes]):
+        def poll(self) -> int | None:
+            return super().poll() if ended.is_set() else None
+
+        def wait(self, timeout: float | None = None) -> int:
+            ended.wait(20.0)
+            return super().wait(timeout)
+
+    monkeypatch.setattr("distqat.data.server.keeper.subprocess.Popen", Undying)
+
+    async def main() -> None:
+        longest = 0.0
+
+        async def tick() -> None:
+            nonlocal longest
+            while True:
+                began = time.monotonic()
+                await asyncio.sleep(0.01)
+                longest = max(longest, time.monotonic() - began)
+
+        launch = Launch(config(), LOOPBACK, "127.0.0.1", tmp_path)
+        async with asyncio.TaskGroup() as group:
+            async with open_keeper(launch, patience=Patience(end=0.1, killed=0.2)) as keeper:
+                await until(lambda: keeper.pid != 0, timeout=30.0)
+                process = psutil.Process(keeper.pid)
+                ticking = group.create_task(tick())
+            assert longest < 10.0
+            ticking.cancel()
+        await until(partial(all_gone, [process]), timeout=30.0)
+
+    with caplog.at_level("ERROR", "distqat.data.server.keeper"):
+        monkeypatch.setattr("distqat.data.server.keeper.log.propagate", True)
+        run(main(), 60.0)
+    ended.set()
+    assert "does not end though it is killed" in caplog.text
+
+
+def test_it_logs_as_its_client_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async def main() -> None:
+        launch = Launch(config(), LOOPBACK, "127.0.0.1", tmp_path, log_level="debug", log_format="json")
+        async with open_keeper(launch) as keeper:
+            await keeper.wait_samples()
+
+    run(main(), 60.0)
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith('{"time"')]
+    assert "debug" in {line["level"] for line in lines}
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])

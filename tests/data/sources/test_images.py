@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 from distqat.data.sources import Source, open_source, source_shape, training_batch
-from distqat.data.sources.library.images import Look
+from distqat.data.sources.library.draws import Draws
+from distqat.data.sources.library.images import PIXELS, Look
 from distqat.data_sections import DatasetSection
 from distqat.errors import DataError
 from distqat.model.shapes import DataShape
@@ -117,14 +119,10 @@ def look(side: int, *augment: str) -> Look:
     return Look.of(DatasetSection.model_validate({"image": side, "augment": augment, "channels": 1}), 1)
 
 
-def draws(seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(seed))
-
-
 def test_flips_are_mirrored_and_half_of_all() -> None:
     picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     plain = look(8).pixels(picture, None)
-    found = [look(8, "flip").pixels(picture, draws(seed)) for seed in range(200)]
+    found = [look(8, "flip").pixels(picture, Draws(seed)) for seed in range(200)]
     mirrored = [np.array_equal(pixels, plain[:, :, ::-1]) for pixels in found]
     assert all(
         is_mirrored or np.array_equal(pixels, plain) for is_mirrored, pixels in zip(mirrored, found, strict=True)
@@ -134,7 +132,7 @@ def test_flips_are_mirrored_and_half_of_all() -> None:
 
 def test_a_small_picture_is_moved_within_a_border() -> None:
     picture = Image.fromarray(np.full((16, 16), 255, np.uint8))
-    found = [look(16, "crop").pixels(picture, draws(seed)) for seed in range(100)]
+    found = [look(16, "crop").pixels(picture, Draws(seed)) for seed in range(100)]
     # What is black has come in from the border, of 2 pixels at most.
     widths = {int((pixels[0] < 0).all(0).sum()) for pixels in found}
     assert widths == {0, 1, 2}
@@ -143,7 +141,7 @@ def test_a_small_picture_is_moved_within_a_border() -> None:
 def test_a_large_picture_is_cut_and_brought_to_size() -> None:
     columns = np.tile(np.linspace(0, 255, 100).astype(np.uint8), (60, 1))
     picture = Image.fromarray(columns)
-    found = [look(16, "crop").pixels(picture, draws(seed)) for seed in range(50)]
+    found = [look(16, "crop").pixels(picture, Draws(seed)) for seed in range(50)]
     assert {pixels.shape for pixels in found} == {(1, 16, 16)}
     # Of a ramp from left to right a crop takes a part.
     spans = [float(pixels[0, 0, -1] - pixels[0, 0, 0]) for pixels in found]
@@ -157,3 +155,76 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     source = open_source(files.config("cv", files.table(tmp_path / "bad.parquet", rows), CLASSES))
     with pytest.raises(DataError, match="is no image that can be read"):
         source.train.batch(np.array([0]))
+
+
+def test_crops_and_flips_follow_from_raw_draws(tmp_path: Path) -> None:
+    """Numpy promises raw draws only, and machines with different versions must make the same bytes."""
+    folder = files.image_folder(tmp_path / "few")
+    config = files.config("cv", folder, CLASSES, "dataset.augment=[crop, flip]", "run.seed=5")
+    split = open_source(config).train
+    plain = split.batch(np.zeros(20, np.int64))["inputs"]
+    found = training_batch(split, np.zeros(20, np.int64), 40)["inputs"]
+    for place, (pixels, picture) in enumerate(zip(found, plain, strict=True)):
+        raw = [int(draw) for draw in np.random.PCG64(np.random.SeedSequence((5, 40 + place))).random_raw(3)]
+        left, top = (4 + (-4 + (draw * 9 >> 64)) for draw in raw[:2])
+        bordered = np.pad(picture, ((0, 0), (4, 4), (4, 4)), constant_values=-1.0)
+        expected = bordered[:, top : top + 32, left : left + 32]
+        assert np.array_equal(pixels, expected[:, :, ::-1] if raw[2] >> 63 == 0 else expected)
+
+
+def test_draws_are_the_same_for_ever() -> None:
+    draws = Draws(5, 40)
+    assert [draws.integer(-3, 4) for _ in range(6)] == [-3, -1, 0, -1, 2, -3]
+    assert [draws.uniform(2.0, 3.0) for _ in range(2)] == [2.85139464833458, 2.5223702889512767]
+    many = [Draws(1, place).integer(0, 3) for place in range(300)]
+    assert {many.count(number) > 70 for number in range(3)} == {True}
+    assert all(0.5 <= Draws(2, place).uniform(0.5, 0.75) < 0.75 for place in range(100))
+
+
+def jpeg(side: tuple[int, int]) -> bytes:
+    """A picture that is red on the left and blue on the right."""
+    picture = Image.new("RGB", side, (220, 30, 30))
+    picture.paste((30, 30, 220), (side[0] // 2, 0, side[0], side[1]))
+    file = io.BytesIO()
+    picture.save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("side", "decoded"), [(32, (375, 250)), (100, (1500, 1000)), (200, (3000, 2000)), (400, (3000, 2000))]
+)
+def test_a_large_jpeg_is_decoded_no_larger_than_is_needed(side: int, decoded: tuple[int, int]) -> None:
+    own = Look.of(DatasetSection(image=side, augment=["crop"]), 1)
+    with Image.open(io.BytesIO(jpeg((3000, 2000)))) as picture:
+        pixels = own.pixels(picture, None)
+        assert picture.size == decoded
+    with Image.open(io.BytesIO(jpeg((3000, 2000)))) as picture:
+        picture.load()
+        whole = own.pixels(picture, None)
+    assert float(np.abs(pixels - whole).mean()) < 0.01
+    with Image.open(io.BytesIO(jpeg((3000, 2000)))) as picture:
+        assert own.pixels(picture, Draws(1)).shape == (3, side, side)
+
+
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
+    """Ten kilobytes of file are 65 million pixels."""
+    bomb = Image.new("1", (10_000, PIXELS // 10_000 + 1))
+    content = files.encoded(bomb)
+    assert len(content) < 20_000
+    rows = [{"image": {"bytes": content, "path": None}, "label": label} for label in range(4)]
+    source = open_source(files.config("cv", files.table(tmp_path / "bomb.parquet", rows), CLASSES))
+    with pytest.raises(DataError, match=r"row \d: 10000 x 6401 pixels are more than 64000000"):
+        source.train.batch(np.array([0]))
+
+
+def test_labels_that_are_no_whole_numbers_are_named(tmp_path: Path) -> None:
+    image = {"bytes": files.encoded(files.picture(0, 1)), "path": None}
+
+    def opened(name: str, labels: list[object]) -> Source:
+        rows = [{"image": image, "label": label} for label in labels]
+        return open_source(files.config("cv", files.table(tmp_path / f"{name}.parquet", rows), CLASSES))
+
+    assert len(opened("whole", [0.0, 1.0, 2.0, 3.0]).train) == 3
+    for name, odd in (("part", 0.7), ("nan", float("nan")), ("inf", float("inf")), ("huge", 1e300), ("none", None)):
+        with pytest.raises(DataError, match=r"column 'label' holds .*, which is no label"):
+            opened(name, [0.0, odd, 2.0, 3.0])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import tracemalloc
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from distqat.config import RunConfig
 from distqat.data.sources import open_source, source_shape
@@ -65,6 +69,10 @@ def test_transcripts_in_numbers() -> None:
     assert to_numbers("ab", "AB ") == [1, 2]
     assert to_numbers("aB", "aB") == [1, 2]
     assert to_numbers("", LETTERS) == []
+    # What is left out leaves no second space behind, and separates nothing.
+    assert to_numbers("a - b -", " ab") == to_numbers("- a\n&\tb", " ab") == [2, 1, 3]
+    assert to_numbers("a-b", " ab") == [2, 3]
+    assert to_numbers("a - b", "ab") == [1, 2]
 
 
 def test_a_pretrained_vocabulary_of_its_own(tmp_path: Path) -> None:
@@ -80,11 +88,70 @@ def test_recordings_that_do_not_fit_are_an_error_when_none_does(tmp_path: Path) 
         open_source(config(folder))
 
 
-def test_what_is_no_sound_is_named(tmp_path: Path) -> None:
-    folder = files.audio_folder(tmp_path / "said", [("one", files.tone(0.2), 16000)] * 3)
+def claiming(rate: int, seconds: float = 0.2) -> bytes:
+    """A sound of which the header says another rate."""
+    file = io.BytesIO()
+    soundfile.write(file, files.tone(seconds), 16000, format="WAV", subtype="PCM_16")
+    content = bytearray(file.getvalue())
+    content[24:28] = struct.pack("<I", rate)
+    return bytes(content)
+
+
+def test_what_is_no_sound_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = files.audio_folder(tmp_path / "said", [("one", files.tone(0.2), 16000)] * 6)
     (folder / "1.wav").write_bytes(b"no sound")
-    with pytest.raises(DataError, match="row 1 is no sound that can be read"):
+    (folder / "3.wav").write_bytes(claiming(2**31 - 1))
+    caplog.set_level("INFO")
+    for _ in range(2):  # Also when what is left is known already.
+        caplog.clear()
+        source = open_source(config(folder))
+        assert len(source.train) + len(source.held_out) == 4
+        assert f"2 of 6 recordings of {folder} are left out" in caplog.text
+        assert "2 of 6 recordings cannot be read, such as: row 1 is no sound that can be read" in caplog.text
+
+
+def test_no_sound_at_all_is_an_error(tmp_path: Path) -> None:
+    folder = files.audio_folder(tmp_path / "said", [("one", files.tone(0.2), 16000)] * 3)
+    for number in range(3):
+        (folder / f"{number}.wav").write_bytes(b"no sound")
+    with pytest.raises(
+        DataError, match="nothing is left: 3 of 3 recordings cannot be read, such as: row 0 is no sound"
+    ):
         open_source(config(folder))
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768_001, 20_000_003, 2**31 - 1])
+def test_a_rate_that_no_sound_has_is_refused(rate: int, tmp_path: Path) -> None:
+    """Also in a file that has changed since it was looked at: the filter would take all memory."""
+    folder = files.audio_folder(tmp_path / "said", [("one", files.tone(0.2), 16000)] * 4)
+    source = open_source(config(folder))
+    for number in range(4):
+        (folder / f"{number}.wav").write_bytes(claiming(rate))
+    with pytest.raises(DataError, match=rf"row \d claims {rate} samples a second; 1000 to 768000 are known"):
+        source.train.batch(np.array([0]))
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 1e38])
+def test_samples_that_are_not_finite_are_refused(odd: float, tmp_path: Path) -> None:
+    folder = files.audio_folder(tmp_path / "said", [("one", files.tone(0.2), 16000)] * 4)
+    sound = files.tone(0.2)
+    sound[1000] = odd
+    for number in range(4):
+        soundfile.write(folder / f"{number}.wav", sound, 16000, subtype="FLOAT")
+    source = open_source(config(folder))
+    with pytest.raises(DataError, match=r"row \d is no sound: it has samples that are not finite"):
+        source.train.batch(np.array([0]))
+
+
+def test_between_odd_rates_little_memory_is_enough() -> None:
+    """16000 x 3269 weights, of which few are there at once."""
+    rate = 767_999
+    tracemalloc.start()
+    found = resample(files.tone(0.02, rate), rate, 16000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100 << 20
+    assert np.abs(found[80:240] - files.tone(0.02)[80:240]).max() < 2e-3
 
 
 @pytest.mark.parametrize(("rate", "wanted"), RATES)

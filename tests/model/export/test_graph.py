@@ -71,6 +71,25 @@ def test_a_program_with_other_outputs_is_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+class Bounded(nn.Module):
+    """Is traced, but refuses the numbers that it is given."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        torch._assert_async((values > 100).all())
+        return values * 2
+
+
+def test_a_program_that_does_not_run_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"torch.export cannot run the program that it makes .*: RuntimeError: "):
+        graph.write(model(Bounded()), INPUTS, {1: example(INPUTS, 1)}, tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"torch.export cannot write the program that it makes .*: \w+: "):
+        graph.write(model(nn.Linear(6, 4)), INPUTS, {}, tmp_path / "no folder" / "model.pt2")
+
+
 def test_an_old_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.4.1+cpu")
     with pytest.raises(ModelError, match=r"torch is 2\.4\.1\+cpu, and programs are written by 2\.6 or later"):

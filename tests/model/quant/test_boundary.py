@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,24 +18,32 @@ from distqat.model.build import build_stage, build_whole
 from distqat.model.quant.boundary import BoundaryQuantizer, attach, bounded
 from distqat.model.quant.grid import Channels
 from distqat.model.quant.rounding import rounded
+from distqat.model.shapes import DataShape
 from distqat.model.stage import CPU, Stage
 from distqat.model.zoo.blocks import BlockSpec, HiddenShape, ModelPlan
+from distqat.model.zoo.families import riders
 from distqat.wire import tensors
 from distqat.wire.codecs.learned import CodedTensor, Form
-from distqat.wire_sections import LearnedCodes, WireSection
+from distqat.wire_sections import LearnedCodes, WireOverride, WireSection
 from tests.model import helpers
+from tests.model.zoo import oracle
 
 STEPS = 3
 
+MODELS: dict[str, tuple[DataShape, dict[str, Any]]] = {
+    **helpers.MODELS,
+    "distilgpt2": (helpers.TOKENS, {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 8}),
+}
+
 
 def run(model: str, stages: int, codes: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
-    section = {"name": model, "stages": stages, "options": helpers.MODELS[model][1]}
+    section = {"name": model, "stages": stages, "options": MODELS[model][1]}
     wire = {"activations": "learned", "learned": codes or {}, "overrides": sections.pop("overrides", [])}
     return RunConfig.model_validate({"model": section, "wire": wire, **sections})
 
 
 def whole(config: RunConfig, model: str) -> Stage:
-    return build_whole(config, helpers.MODELS[model][0], helpers.CrossEntropy())
+    return build_whole(config, MODELS[model][0], helpers.CrossEntropy())
 
 
 def across(sent: torch.Tensor | CodedTensor) -> torch.Tensor:
@@ -64,6 +73,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "clipped": ("gpt", {"bits": 2}, {"optimizer": {"clip_norm": 0.05}}),
     "bf16": ("gpt", {"bits": 8}, {"train": {"precision": "bf16"}}),
     "fp16": ("mlp", {"bits": 5}, {"train": {"precision": "fp16"}}),
+    "tied": (
+        "distilgpt2",
+        {"bits": 4, "per": "channel"},
+        {"quant": {"method": "lsq+"}, "train": {"precision": "bf16"}},
+    ),
 }
 
 
@@ -71,7 +85,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def test_every_cut_trains_the_numbers_of_one_process(name: str) -> None:
     model, codes, sections = CASES[name]
     stages = 2 if name == "mlp" else 4
-    shape, config = helpers.MODELS[model][0], run(model, stages, codes, **sections)
+    shape, config = MODELS[model][0], run(model, stages, codes, **sections)
     cut, alone = helpers.chain(config, shape), whole(config, model)
     # In fp16 some steps overflow and are skipped.
     scale = LossScale(2.0**24) if name == "fp16" else None
@@ -79,6 +93,17 @@ def test_every_cut_trains_the_numbers_of_one_process(name: str) -> None:
     assert same(cut, [alone])
     steps = {name for name in helpers.tensors(cut) if name.endswith("boundary_step")}
     assert len(steps) == stages - 1
+
+
+@pytest.mark.parametrize("model", ["resnet", "distilgpt2"])
+def test_what_is_computed_again_is_rounded_as_before(model: str) -> None:
+    codes, ends = {"bits": 3, "per": "channel"}, []
+    for names in ([], ["*"]):
+        config = run(model, 3, codes, quant={"method": "lsq+"}, pipeline={"recompute": names})
+        chain = helpers.chain(config, MODELS[model][0])
+        ends.append((chain, helpers.train(chain, MODELS[model][0], STEPS)))
+    assert ends[0][1] == ends[1][1]
+    assert same(ends[0][0], ends[1][0])
 
 
 def test_another_cut_is_another_model() -> None:
@@ -120,18 +145,35 @@ def test_codes_leave_once_and_keep_their_step() -> None:
     assert isinstance(last.send(MicrobatchId(1, 0), values, train=False), torch.Tensor)
 
 
-def test_signs_that_carry_lengths_are_kept() -> None:
+def test_a_learned_step_may_lose_a_sign() -> None:
+    """Of a quiet microbatch: why signs that carry lengths are refused."""
+    quantizer = BoundaryQuantizer(Form(2), None)
+    quantizer(riders.put_on(3 * torch.randn(4, 20, 32, generator=torch.Generator().manual_seed(0)), torch.arange(4)))
+    quantizer.eval()
+    lengths = torch.tensor([20, 7])
+    quiet = riders.put_on(torch.full((2, 20, 32), 0.05), lengths)
+    assert torch.equal(riders.take_off(quiet)[1], lengths)
+    assert not torch.equal(riders.take_off(quantizer(quiet))[1], lengths)
+
+
+@pytest.mark.parametrize("codes", [LearnedCodes(), LearnedCodes(bits=2, signed=False)], ids=["signed", "unsigned"])
+@pytest.mark.parametrize("has_offsets", [False, True])
+def test_signs_that_carry_lengths_are_refused(codes: LearnedCodes, has_offsets: bool) -> None:
     blocks = tuple(
         BlockSpec(name, nn.Identity, 1.0, HiddenShape((4,), has_riders=name == "first")) for name in ("first", "head")
     )
     plan, ranges = ModelPlan("own", HiddenShape((4,)), blocks), [range(1), range(1, 2)]
-    wire = WireSection(activations="learned")
-    assert bounded(plan, ranges, wire, has_offsets=False).blocks[0].boundary == Form(8)
-    with pytest.raises(ModelError, match=r"stage own/0 sends lengths as signs, which codec learned8\+ may lose"):
-        bounded(plan, ranges, wire, has_offsets=True)
-    unsigned = WireSection(activations="learned", learned=LearnedCodes(signed=False))
-    with pytest.raises(ModelError, match="codec learned8u may lose"):
-        bounded(plan, ranges, unsigned, has_offsets=False)
+    with pytest.raises(ModelError, match="wire: stage own/0 sends lengths as signs, which learned codes may lose"):
+        bounded(plan, ranges, WireSection(activations="learned", learned=codes), has_offsets)
+    others = WireSection(learned=codes, overrides=[WireOverride(stages="own/1", activations="learned")])
+    assert bounded(plan, ranges, others, has_offsets).blocks == blocks
+
+
+def test_wav2vec2_with_masks_is_refused_and_without_is_not() -> None:
+    for name, family in ((name, oracle.FAMILIES[name]) for name in ("wav2vec2", "wav2vec2-masked")):
+        config = oracle.run(family, 2).model_copy(update={"wire": WireSection(activations="learned")})
+        with pytest.raises(ModelError, match="lengths as signs") if "masked" in name else nullcontext():
+            build_stage(config, family.shape, 0, None)
 
 
 def test_only_the_boundaries_that_learn_have_quantizers() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from distqat.model.quant import hardware, integer, layers
 from distqat.model.quant.grid import Grid, beside
@@ -50,6 +51,30 @@ def test_sums_beyond_what_fp32_holds_are_exact() -> None:
         sums = integer.accumulate(w, x, Array(made, Grid(8), Grid(8, False)))
         grid, codes = Grid(8), [int(code) for code in w.flatten()]
         assert int(sums) == arithmetic.dot(codes, [int(code) for code in x.flatten()], grid, made)
+
+
+def test_an_accumulator_for_more_products_than_there_are() -> None:
+    made, grid = Hardware(2, 10**12, 5), Grid(4)
+    numbers = torch.Generator().manual_seed(3)
+    w, x = (torch.randint(-8, 8, shape, generator=numbers).float() for shape in ((1, 3, 9), (1, 9, 4)))
+    rows, columns = w[0].int().tolist(), x[0].t().int().tolist()
+    expected = torch.tensor([[arithmetic.dot(row, column, grid, made) for column in columns] for row in rows])
+    assert torch.equal(integer.accumulate(w, x, Array(made, grid, grid))[0], expected.double())
+    by_channel = integer.accumulate_by_channel(w, x, torch.ones(1, 1), Array(made, grid, grid))
+    assert torch.equal(by_channel[0], expected.double())
+
+
+def test_accumulators_that_cannot_saturate_cost_no_more_than_none() -> None:
+    w, x, steps = torch.ones(1, 8, 12), torch.ones(1, 12, 5), torch.full((1, 4), 0.25)
+    plain = 2 * 8 * 12 * 5
+    for bits, is_bounded in ((32, False), (6, True)):
+        array = Array(Hardware(2, 2, bits), Grid(8), Grid(8))
+        with FlopCounterMode(display=False) as counter:
+            integer.accumulate(w, x, array)
+            alone = counter.get_total_flops()
+            integer.accumulate_by_channel(w, x, steps, array)
+        assert (alone > plain) == is_bounded
+        assert (counter.get_total_flops() - alone > plain) == is_bounded
 
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from torch import Tensor, nn
 from distqat.config import RunConfig
 from distqat.errors import ModelError, StaleError, TensorError
 from distqat.ids import MicrobatchId
+from distqat.model import zoo
 from distqat.model.agreement import LossScale
 from distqat.model.build import build_stage
-from distqat.model.stage import Stage
+from distqat.model.quant.plan import quantised
+from distqat.model.slice import Slice
+from distqat.model.stage import CPU, Stage
+from distqat.model.zoo.blocks import BlockSpec, HiddenShape, ModelPlan, slice_of
+from distqat.quant_sections import QuantSection
 from tests.model import helpers
 from tests.model.test_cut import assert_same
 from tests.model.zoo import oracle
@@ -31,6 +37,7 @@ FAMILIES = {
     for name in ("gpt2", "gpt-neo", "llama")
 }
 GPT2 = FAMILIES["gpt2"]
+TIED = "blocks.0.wte.weight"
 
 
 def chain(family: Family, stages: int, where: str = "", precision: str = "fp32", **optimizer: Any) -> list[Stage]:
@@ -157,6 +164,24 @@ def test_a_tied_head_is_not_quantised_and_all_else_is_at_every_cut() -> None:
     assert not any(name.startswith("blocks.4.") for name in steps)
 
 
+@pytest.mark.parametrize("rule", [{"match": "head*"}, {"match": "head.lm_head"}, {"class": "Linear"}])
+def test_rules_for_a_tied_head_say_why_not_and_may_exclude_it(
+    rule: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = zoo.plan(oracle.run(GPT2, 1).model, GPT2.shape)
+    wanted = {"method": "lsq", "rules": [{**rule, "weights": {"bits": 4}}]}
+    why = r"matches no layer of model distilgpt2 but head.lm_head: its head is tied and has no weights of its own"
+    with pytest.raises(ModelError, match=f"{why}; let the rule say exclude: true, .*tie_word_embeddings to false"):
+        quantised(plan, QuantSection.model_validate(wanted))
+    quantised(plan, QuantSection.model_validate({**wanted, "strict": False}))
+    assert "its head is tied" in caplog.text
+    excluded = {"method": "lsq", "rules": [{**rule, "exclude": True}]}
+    quantised(plan, QuantSection.model_validate(excluded))
+    for other in ({"match": "heads*", "exclude": True}, {"class": "Conv2d", "exclude": True}):
+        with pytest.raises(ModelError, match=r"matches no layer of model distilgpt2; there are: layer0"):
+            quantised(plan, QuantSection.model_validate({"method": "lsq", "rules": [other]}))
+
+
 def test_the_tensor_is_there_once() -> None:
     """For rounds, optimizers and checkpoints: in the first stage."""
     whole, cut = chain(GPT2, 1), chain(GPT2, 3)
@@ -185,6 +210,38 @@ def test_every_change_of_the_tensor_is_a_new_edition() -> None:
     assert changed()
     first.restore(state)
     assert changed()
+
+
+def test_what_leaves_the_tensor_as_it_was_is_no_new_edition() -> None:
+    """A step that overflows, one that is dropped, and a round on other fragments."""
+    run = oracle.run(GPT2, 2, precision="fp16")
+    run = run.model_copy(update={"sync": run.sync.model_copy(update={"fragments": 2})})
+    drive = helpers.Drive([build_stage(run, GPT2.shape, index, GPT2.task) for index in (0, 1)], LossScale(2.0**30))
+    first = drive.chain[0]
+    before, edition = first.tie.lend(), first.tie.edition
+    drive.step(1, *oracle.batch(GPT2.shape, 1))
+    assert drive.factors == [0.0]
+    drive.compute(2, *oracle.batch(GPT2.shape, 2))
+    for stage in drive.chain:
+        stage.drop_pending()
+    names = [[first.layout[slot].name for slot in fragment.slots] for fragment in first.fragments]
+    (home,) = (index for index, own in enumerate(names) if TIED in own)
+    first.scatter([1 - home], first.gather([1 - home]) * 2)
+    assert first.tie.edition == edition
+    first.scatter([home], first.gather([home]) * 2)
+    assert first.tie.edition == edition + 1
+    assert torch.equal(first.tie.lend(), 2 * before)
+
+
+def test_a_block_that_lends_what_it_has_not_is_refused() -> None:
+    """Where it is somebody's own; in the stage that would lend it, and in no other."""
+    blocks = [BlockSpec(name, partial(nn.Linear, 4, 4), 1.0, HiddenShape((4,))) for name in ("first", "head")]
+    for lends in ("tokens.weight", "scale", "forward"):
+        plan = ModelPlan("own", HiddenShape((4,)), (replace(blocks[0], lends=lends), blocks[1]))
+        with pytest.raises(ModelError, match=f"block first of model own has no parameter '{lends}' to lend"):
+            Slice(slice_of(plan, [range(1), range(1, 2)], 0), 1, "fp32", CPU)
+        with pytest.raises(ModelError, match="block head of model own borrows, but in 0 layers"):
+            Slice(slice_of(plan, [range(1), range(1, 2)], 1), 1, "fp32", CPU)
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:

@@ -50,16 +50,23 @@ def _values(rows: Any, column: str) -> list[Any]:
 
 
 def _numbers(values: list[Any], column: str, classes: int) -> Indices:
-    try:
-        numbers = np.array(values, np.int64)
-    except (TypeError, ValueError, OverflowError):
-        odd = next((value for value in values if not isinstance(value, int)), None)
-        raise DataError(f"column '{column}' holds {odd!r}, which is no label") from None
-    if len(numbers) and (numbers.min() < 0 or numbers.ndim != 1):
+    numbers = np.array([_number(value, column) for value in values], np.int64)
+    if len(numbers) and numbers.min() < 0:
         raise DataError(f"column '{column}' holds the label {numbers.min()}; labels count from 0")
     if len(numbers) and numbers.max() >= classes:
         _expect(int(numbers.max()) + 1, classes, column)
     return numbers
+
+
+def _number(value: Any, column: str) -> int:
+    """A whole number, also one that is kept as a float."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or number != value or number.bit_length() > 63:
+        raise DataError(f"column '{column}' holds {value!r}, which is no label")
+    return number
 
 
 def _expect(found: int, classes: int, column: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distqat.data.sources.library import columns
+from distqat.data.sources.library.draws import Draws
 from distqat.data.sources.library.tables import open_tables, split_rows
 from distqat.data.sources.splits import Array, Arrays, Indices, Split, expect_indices
 from distqat.data_sections import DatasetSection
@@ -24,7 +26,11 @@ BORDER = 8
 AREA, RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
 """Of a large image, the part that a crop takes, and its width by its height."""
 
-Draw = np.random.Generator
+PIXELS = 64_000_000
+"""Of the largest picture, as it is kept: more would take too much memory in each worker."""
+
+_GAP = 3.0
+"""A picture is made smaller in one step as long as it stays that many times as large as what is wanted of it."""
 
 
 def load(section: DatasetSection, seed: int) -> tuple[Split, Split]:
@@ -72,15 +78,22 @@ class Look:
         mode = "RGB" if section.channels == 3 else "L"
         return cls(section.image, mode, tuple(section.augment), mean, std, seed)
 
-    def pixels(self, picture: Image, draw: Draw | None) -> Array:
-        """Float32 [C, side, side]; varied if there is something to draw from."""
-        picture = picture.convert(self.mode)
+    def pixels(self, picture: Image, draw: Draws | None) -> Array:
+        """Float32 [C, side, side]; varied if there is something to draw from. Raises DataError for a picture that is
+        too large. A large JPEG is decoded at an eighth, a quarter or a half of its size where that is enough."""
+        width, height = picture.size
+        if width * height > PIXELS:
+            raise DataError(f"{width} x {height} pixels are more than {PIXELS}")
+        enough = round(2 * _GAP * self.side)  # A crop has at least half the side.
+        picture.draft(None, (enough, enough))
+        if picture.mode != self.mode:
+            picture = picture.convert(self.mode)
         if draw is not None and "crop" in self.augment:
             picture = self._cropped(picture, draw)
         else:
             picture = self._centred(picture)
         pixels = np.asarray(picture, np.float32).reshape(self.side, self.side, -1).transpose(2, 0, 1) / 255
-        if draw is not None and "flip" in self.augment and draw.random() < 0.5:
+        if draw is not None and "flip" in self.augment and draw.uniform(0.0, 1.0) < 0.5:
             pixels = pixels[:, :, ::-1]
         return (pixels - self.mean) / self.std
 
@@ -93,24 +106,24 @@ class Look:
         left, top = (width - square) // 2, (height - square) // 2
         return self._sized(picture, (left, top, left + square, top + square))
 
-    def _cropped(self, picture: Image, draw: Draw) -> Image:
+    def _cropped(self, picture: Image, draw: Draws) -> Image:
         """Of a small picture the same size at another place, within a black border; of a large one a part."""
         width, height = picture.size
         if max(width, height) <= self.side:
             border = max(1, self.side // BORDER)
-            left, top = (int(draw.integers(-border, border + 1)) for _ in range(2))
+            left, top = (draw.integer(-border, border + 1) for _ in range(2))
             return self._centred(picture).crop((left, top, left + self.side, top + self.side))
         area = width * height * draw.uniform(*AREA)
-        ratio = np.exp(draw.uniform(*np.log(RATIO)))
-        wide = min(width, max(1, round(float(np.sqrt(area * ratio)))))
-        high = min(height, max(1, round(float(np.sqrt(area / ratio)))))
-        left, top = int(draw.integers(0, width - wide + 1)), int(draw.integers(0, height - high + 1))
+        ratio = math.exp(draw.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        wide = min(width, max(1, round(math.sqrt(area * ratio))))
+        high = min(height, max(1, round(math.sqrt(area / ratio))))
+        left, top = draw.integer(0, width - wide + 1), draw.integer(0, height - high + 1)
         return self._sized(picture, (left, top, left + wide, top + high))
 
     def _sized(self, picture: Image, box: tuple[int, int, int, int]) -> Image:
         from PIL.Image import Resampling
 
-        return picture.resize((self.side, self.side), Resampling.BILINEAR, box=box, reducing_gap=3.0)
+        return picture.resize((self.side, self.side), Resampling.BILINEAR, box=box, reducing_gap=_GAP)
 
 
 class ImageSplit:
@@ -134,11 +147,9 @@ class ImageSplit:
         if not self._look.augment:
             return self.batch(indices)
         places = range(begin, begin + len(indices))
-        return self._batch(
-            indices, [Draw(np.random.PCG64(np.random.SeedSequence((self._look.seed, place)))) for place in places]
-        )
+        return self._batch(indices, [Draws(self._look.seed, place) for place in places])
 
-    def _batch(self, indices: Indices, draws: Sequence[Draw | None]) -> Arrays:
+    def _batch(self, indices: Indices, draws: Sequence[Draws | None]) -> Arrays:
         expect_indices(indices, len(self))
         rows = self._rows[indices]
         side, channels = self._look.side, len(self._look.mean)
@@ -148,7 +159,7 @@ class ImageSplit:
             inputs[place] = self._pixels(int(row), file, draw)
         return {"inputs": inputs, "labels": self._labels[rows]}
 
-    def _pixels(self, row: int, file: dict[str, Any] | None, draw: Draw | None) -> Array:
+    def _pixels(self, row: int, file: dict[str, Any] | None, draw: Draws | None) -> Array:
         from PIL import Image
 
         if file is None:
@@ -157,5 +168,13 @@ class ImageSplit:
             content = file["bytes"]
             with Image.open(io.BytesIO(content) if content is not None else file["path"]) as picture:
                 return self._look.pixels(picture, draw)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except DataError as error:
+            raise DataError(f"row {row}: {error}") from None
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+            Image.DecompressionBombWarning,
+        ) as error:
             raise DataError(f"row {row} is no image that can be read: {error}") from None

@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 PADDING = -1
 """Behind the last character of a transcript."""
 
+RATES = (1000, 768_000)
+"""Least and most samples a second that a recording may claim to have."""
+
+LOUDEST = 2.0**31
+"""A sample beyond is no sound, in whatever unit."""
+
 _ROWS = 64
 _QUIET = 1e-7
 
@@ -42,13 +48,15 @@ def load(section: DatasetSection) -> tuple[Split, Split]:
 
 
 def to_numbers(text: str, characters: str) -> list[int]:
-    """A transcript in numbers from 1 on. Letters become small or capital, as there; others are left out."""
+    """A transcript in numbers from 1 on. Letters become small or capital, as there; others are left out, and what
+    stands between words then is one space."""
     if characters == characters.lower():
         text = text.lower()
     elif characters == characters.upper():
         text = text.upper()
     places = {character: place for place, character in enumerate(characters, 1)}
-    return [places[character] for character in " ".join(text.split()) if character in places]
+    kept = "".join(character for character in text if character in places or character.isspace())
+    return [places[character] for character in " ".join(kept.split()) if character in places]
 
 
 class SoundSplit:
@@ -83,7 +91,7 @@ class SoundSplit:
 
 
 def _split(table: Table, section: DatasetSection) -> SoundSplit:
-    """The rows of a part that are short enough."""
+    """The rows of a part that are short enough, and can be read."""
     import datasets
 
     sound = columns.find(table.rows, "input", section.input, columns.SOUNDS)
@@ -93,11 +101,17 @@ def _split(table: Table, section: DatasetSection) -> SoundSplit:
     except (TypeError, ValueError) as error:
         raise DataError(f"column '{sound}' of {section.path} holds no sound: {error}") from None
     limits = [section.seconds, section.labels, section.characters]
-    key = {"data": table.fingerprint, "columns": [sound, text], "limits": limits, "version": 1}
+    key = {"data": table.fingerprint, "columns": [sound, text], "limits": limits, "version": 2}
     path = cache.once("recordings", key, partial(_write_kept, rows, (sound, text), section))
-    kept = np.array(json.loads(path.read_text()), np.int64)
+    found = json.loads(path.read_text())
+    kept = np.array(found["kept"], np.int64)
     if len(kept) < len(rows):
         log.info("%d of %d recordings of %s are left out", len(rows) - len(kept), len(rows), section.path)
+    faults = f"{found['unreadable']} of {len(rows)} recordings cannot be read, such as: {found['fault']}"
+    if found["unreadable"]:
+        log.warning("%s: %s", section.path, faults)
+    if not len(kept) and found["unreadable"]:
+        raise DataError(f"{section.path}: nothing is left: {faults}")
     if not len(kept):
         raise DataError(
             f"{section.path}: none of {len(rows)} recordings has at most {section.seconds:g} s and a transcript of "
@@ -107,17 +121,21 @@ def _split(table: Table, section: DatasetSection) -> SoundSplit:
 
 
 def _write_kept(rows: Any, names: tuple[str, str], section: DatasetSection, file: BinaryIO) -> None:
-    """Numbers of the rows that are short enough, and have something to say."""
-    kept, row = [], 0
+    """Numbers of the rows that are short enough, and have something to say; how many cannot be read, and why the first
+    of them cannot."""
+    kept, faults, row = list[int](), list[str](), 0
     sound, text = names
     for some in rows.iter(batch_size=_ROWS):
         for content, words in zip(some[sound], some[text], strict=True):
             if not isinstance(words, str):
                 raise DataError(f"row {row}: column '{text}' holds {words!r}, which is no transcript")
             if 0 < len(to_numbers(words, section.characters)) <= section.labels:
-                kept += [row] if 0 < _seconds(row, content) <= section.seconds else []
+                try:
+                    kept += [row] if 0 < _seconds(row, content) <= section.seconds else []
+                except DataError as error:
+                    faults.append(str(error))
             row += 1
-    file.write(json.dumps(kept).encode())
+    file.write(json.dumps({"kept": kept, "unreadable": len(faults), "fault": "".join(faults[:1])}).encode())
 
 
 def _source(row: int, file: dict[str, Any] | None) -> Any:
@@ -130,20 +148,30 @@ def _seconds(row: int, file: dict[str, Any] | None) -> float:
     import soundfile
 
     try:
-        return float(soundfile.info(_source(row, file)).duration)
+        found = soundfile.info(_source(row, file))
     except (RuntimeError, OSError, TypeError) as error:
         raise DataError(f"row {row} is no sound that can be read: {error}") from None
+    _expect_rate(row, found.samplerate)
+    return float(found.duration)
 
 
 def _read(row: int, file: dict[str, Any] | None, rate: int) -> Array:
-    """One channel at that rate."""
+    """One channel at that rate. Raises DataError."""
     import soundfile
 
     try:
         sound, own = soundfile.read(_source(row, file), dtype="float32", always_2d=True)
     except (RuntimeError, OSError, TypeError) as error:
         raise DataError(f"row {row} is no sound that can be read: {error}") from None
+    _expect_rate(row, own)
+    if not np.abs(sound).max(initial=0.0) <= LOUDEST:  # Nor is it of what is not a number.
+        raise DataError(f"row {row} is no sound: it has samples that are not finite, or beyond {LOUDEST:g}")
     return resample(sound.mean(1), own, rate)
+
+
+def _expect_rate(row: int, rate: int) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise DataError(f"row {row} claims {rate} samples a second; {RATES[0]} to {RATES[1]} are known")
 
 
 def _normalised(sound: Array) -> Array:

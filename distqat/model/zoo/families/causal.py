@@ -61,8 +61,8 @@ def causal_blocks(
     def spec(
         name: str, make: Callable[[], nn.Module], cost: float, output: HiddenShape, origins: Mapping[str, str]
     ) -> BlockSpec:
-        initialise = partial(numbers.fill, origins=origins)
-        return BlockSpec(name, make, cost, output, is_foreign=True, initialise=initialise, origins=origins)
+        fresh, load = numbers.freshen, numbers.loader(origins)
+        return BlockSpec(name, make, cost, output, is_foreign=True, initialise=fresh, load=load, origins=origins)
 
     embedding = spec("embedding", parts.embedding, 2.0 * sequence * width, stream, parts.embedding_origins)
     scores, head_cost = HiddenShape((sequence, sizes.vocabulary)), 2.0 * sequence * width * sizes.vocabulary

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -84,18 +85,19 @@ class Numbers:
         self._aliases = aliases or {}
         self._new = new
 
-    def fill(self, block: nn.Module, origins: Mapping[str, str]) -> None:
-        """Give the block its numbers. Raises ModelError for tensors that are missing or have another shape."""
-        self.freshen(block)
-        if self._checkpoint is None:
-            return
-        with torch.no_grad():
-            for name, tensor in block.state_dict(keep_vars=True).items():
-                self._load(tensor, original(name, origins), self._checkpoint)
-
     def freshen(self, block: nn.Module) -> None:
         """Fresh numbers as the library gives them, drawn from torch's generator."""
         block.apply(self._shell._init_weights)
+
+    def loader(self, origins: Mapping[str, str]) -> Callable[[nn.Module], None] | None:
+        """What gives a block of these origins its pretrained numbers, and raises ModelError for tensors that are
+        missing or have another shape; None where there are no pretrained ones."""
+        return None if self._checkpoint is None else partial(self._load_all, self._checkpoint, origins)
+
+    @torch.no_grad()
+    def _load_all(self, checkpoint: Checkpoint, origins: Mapping[str, str], block: nn.Module) -> None:
+        for name, tensor in block.state_dict(keep_vars=True).items():
+            self._load(tensor, original(name, origins), checkpoint)
 
     def _load(self, tensor: torch.Tensor, name: str, checkpoint: Checkpoint) -> None:
         found = next((candidate for candidate in self._candidates(name) if checkpoint.has(candidate)), None)

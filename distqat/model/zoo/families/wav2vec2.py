@@ -269,5 +269,5 @@ class _Plan:
         output: HiddenShape,
         origins: dict[str, str],
     ) -> BlockSpec:
-        make, initialise = partial(kind, self.config), partial(self.numbers.fill, origins=origins)
-        return BlockSpec(name, make, cost, output, is_foreign=True, initialise=initialise, origins=origins)
+        make, fresh, load = partial(kind, self.config), self.numbers.freshen, self.numbers.loader(origins)
+        return BlockSpec(name, make, cost, output, is_foreign=True, initialise=fresh, load=load, origins=origins)
