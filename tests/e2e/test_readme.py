@@ -43,6 +43,8 @@ QUESTIONS = [
     "distqatctl why PEER",
     "distqatctl events --since 10m",
 ]
+EXPORT = "distqatctl export"
+"""Run as docs/quantise.md has it, by `test_quantise_page.py`."""
 SANDBOXES = [
     ".venv/bin/distqatctl sandbox configs/digits.yaml",
     ".venv/bin/distqatctl sandbox configs/pydocs.yaml --pipelines 1 --set train.epochs=0.2",
@@ -64,7 +66,7 @@ def test_every_command_is_known_here() -> None:
     verbs = {verb for text in commands() if text.startswith("make ") for verb in text.split()[1:]}
     assert verbs == MADE_HERE
     rest = {text for text in commands() if not text.startswith("make ")}
-    assert rest == {*DAEMONS, *QUESTIONS, *SANDBOXES, STORM}
+    assert rest == {*DAEMONS, *QUESTIONS, *SANDBOXES, STORM, EXPORT}
 
 
 @pytest.mark.parametrize("verb", sorted(MADE_HERE))

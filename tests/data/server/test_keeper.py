@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -174,9 +175,13 @@ def test_one_that_does_not_end_though_it_is_killed_blocks_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As one in a call that cannot be broken off, until the end of the test."""
-    ended = threading.Event()
+    ended, started = threading.Event(), list[subprocess.Popen[bytes]]()
 
     class Undying(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
         def poll(self) -> int | None:
             return super().poll() if ended.is_set() else None
 
@@ -210,18 +215,20 @@ def test_one_that_does_not_end_though_it_is_killed_blocks_nobody(
         monkeypatch.setattr("distqat.data.server.keeper.log.propagate", True)
         run(main(), 60.0)
     ended.set()
+    for process in started:
+        process.wait()
     assert "does not end though it is killed" in caplog.text
 
 
 def test_it_logs_as_its_client_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     async def main() -> None:
-        launch = Launch(config(), LOOPBACK, "127.0.0.1", tmp_path, log_level="debug", log_format="json")
-        async with open_keeper(launch) as keeper:
+        loud = Launch(config(), LOOPBACK, "127.0.0.1", tmp_path, "tests.data.server.talkative", "debug", "json")
+        async with open_keeper(loud) as keeper:
             await keeper.wait_samples()
 
     run(main(), 60.0)
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith('{"time"')]
-    assert "debug" in {line["level"] for line in lines}
+    assert ("debug", "opens digits") in [(line["level"], line["message"]) for line in lines]
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])
