@@ -89,6 +89,7 @@ async def feeding(keeper: Keeper, folder: Path) -> AsyncIterator[Feed]:
         working.cancel()
 
 
+@pytest.mark.soak
 def test_whatever_happens_to_it_the_next_one_goes_on(tmp_path: Path) -> None:
     """Killed, stopped, and without one of its workers."""
 
