@@ -117,6 +117,8 @@ async def _serve(kitchen: Kitchen, workers: Sequence[Worker], listen: Endpoint, 
         async with open_transport() as transport, transport.serve(listen) as server, open_pantry(pantry, workers):
             server.add(pantry.service())
             while True:
+                for worker in workers:
+                    worker.check()
                 lifeline.say({**_standing(pantry), "endpoint": str(server.endpoint)})
                 await asyncio.sleep(BEAT_SECONDS)
     except* (DataError, CannotListenError, ConfigError, OSError) as errors:

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +132,12 @@ class Worker:
         if not answer:
             raise DataError("a worker of the data server has ended")
         return str(json.loads(answer)["fault"])
+
+    def check(self) -> None:
+        """See that it lives, also while there is nothing to make. Raises DataError."""
+        with suppress(ChildProcessError):  # It was seen to have ended before, which was told then.
+            if os.waitpid(self.pid, os.WNOHANG) != (0, 0):
+                raise DataError("a worker of the data server has ended")
 
     async def _receive(self) -> bytes:
         """Its answer, which is still there if this is cancelled. Raises OSError."""
