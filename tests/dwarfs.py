@@ -34,7 +34,7 @@ _LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 16,
 }
-_SPEECH = {
+SPEECH: Mapping[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -47,6 +47,7 @@ _SPEECH = {
     "mask_time_length": 2,
     "mask_feature_length": 2,
 }
+"""A wav2vec 2.0 of a few thousand parameters."""
 
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "resnet18": {"width": 4},
@@ -59,8 +60,8 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "gptneo": _GPT_NEO,
     "gptneo_split": _GPT_NEO,
     "llama_small": _LLAMA,
-    "wav2vec2": _SPEECH,
-    "wav2vec2_split": _SPEECH,
+    "wav2vec2": SPEECH,
+    "wav2vec2_split": SPEECH,
 }
 """Each config, and how its model is made tiny."""
 

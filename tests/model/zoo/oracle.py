@@ -32,6 +32,7 @@ from distqat.model.stage import Stage
 from distqat.model.task import Task
 from distqat.model.zoo.families.library import original
 from distqat.model.zoo.families.wav2vec2 import SILENT
+from tests import dwarfs
 from tests.model import helpers
 
 RAND = torch.rand
@@ -103,15 +104,8 @@ class Family:
 
 
 SPEECH = {
-    "hidden_size": 32,
+    **dwarfs.SPEECH,
     "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "conv_dim": [16, 16, 16],
-    "conv_kernel": [10, 3, 3],
-    "conv_stride": [5, 2, 2],
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 4,
     "mask_time_prob": 0.3,
     "mask_time_length": 4,
     "mask_feature_prob": 0.2,
