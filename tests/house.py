@@ -13,7 +13,7 @@ PACKAGE = "distqat"
 
 FOUNDATION = {
     *("errors", "ids", "config", "sections", "data_sections", "quant_sections", "settings_file", "aio"),
-    *("wire_sections", "telemetry", "timeline", "times", "events", "event_log"),
+    *("wire_sections", "telemetry", "timeline", "times", "events", "event_log", "compiled"),
 }
 LAYERS = {
     **dict.fromkeys(FOUNDATION, 0),
@@ -33,8 +33,8 @@ LAYERS = {
 WITHOUT_TORCH = ("cli/", "peer/", "discovery/", "rpc/", "roles/monitor.py", "roles/client.py", "roles/plan/")
 """The control plane, which must start in well under a second."""
 
-MAY_CATCH_ALL = {("aio.py", "supervise"), ("rpc/handlers.py", "_outcome")}
-"""The two supervisors: nowhere else may an unknown error be swallowed."""
+MAY_CATCH_ALL = {("aio.py", "supervise"), ("rpc/handlers.py", "_outcome"), ("compiled.py", "compile")}
+"""The two supervisors, and one that tries again without its files: nowhere else may an unknown error be swallowed."""
 
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
