@@ -36,7 +36,7 @@ def compiled(*arguments: object) -> Callable[[Callable[Arguments, Result]], Call
         try:
             return ready(is_kept=True)
         except Exception as error:
-            # No place to keep code in, no room in it, or a torn file there; what is wrong with the function comes again.
+            # No place to keep code in, no room in it, or a torn file; what is wrong with the function comes up again.
             log.warning("machine code is not kept, so each start makes it anew (see NUMBA_CACHE_DIR): %s", error)
             return ready(is_kept=False)
 
