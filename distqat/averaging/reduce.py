@@ -25,8 +25,12 @@ from distqat.averaging.spans import BLOCK, Span
 from distqat.errors import TensorError
 from distqat.ids import short
 from distqat.wire import codecs
+from distqat.wire.codecs import loops
 from distqat.wire.codecs.codec import Floats
 from distqat.wire.codecs.memory import empty
+
+NOTHING = -0.0
+"""What leaves every number as it is when it is added, -0.0 too."""
 
 SLACK = 1e-3
 """By how much a contribution may be longer than its sender said: sums of squares are rounded."""
@@ -75,42 +79,60 @@ class Reducer:
                 self._keep_error(mean, payload, at)
 
     def _mean(self, begin: int, at: int, until: int, end: int, parts: Sequence[memoryview | None]) -> Floats:
-        total, part = self._sum[: until - at], self._part[: until - at]
+        total = self._sum[: until - at]
+        total.fill(NOTHING)
         pieces = list(spans.cut(self._spans, at, until, BLOCK))
-        for number, (member, data) in enumerate(zip(self.contributors, parts, strict=True)):
-            place = part if number else total
+        for member, data in zip(self.contributors, parts, strict=True):
             with blaming(member):
-                if data is None:
-                    # It never travels, so nothing of it has to be lost.
-                    assert self.contribution is not None
-                    self.contribution.read(at, place, is_exact=self.codec.name == EXACT)
+                if data is not None and len(pieces) == 1 and not (self._is_plain and pieces[0].is_parameter):
+                    # All of it in one visit to memory.
+                    share = self._share(member, pieces[0])
+                    square = self.codec.add_part(data, end - begin, at - begin, share, total)
+                    self._check(member, square, pieces[0].is_parameter)
                 else:
-                    self.codec.decode_part(data, end - begin, at - begin, place)
-            for piece in pieces:
-                self._weigh(member, piece, place[piece.begin - at : piece.end - at], data is None)
-            if number:
-                np.add(total, part, out=total)
+                    self._add(member, pieces, at, self._values(begin, at, until, end, data), data is None, total)
         return total
 
-    def _weigh(self, member: Member, piece: Span, values: Floats, is_own: bool) -> None:
-        """Check the values, and multiply them in place."""
-        share = self._shares[member.peer]
-        if self._is_plain and piece.is_parameter and not (is_own and member.factor == 1.0):
-            anchor = self._state.parts[piece.fragment].anchor.numpy()[piece.within]
-            moved = np.subtract(anchor, values, out=self._moved[: len(values)])
-            self._check(member, moved, True, is_own)
-            if member.factor < 1.0:
-                np.multiply(moved, np.float32(member.factor), out=moved)
-                np.subtract(anchor, moved, out=values)
+    def _values(self, begin: int, at: int, until: int, end: int, data: memoryview | None) -> Floats:
+        """What a member has there. None: this member, and since that never travels, nothing of it has to be lost."""
+        values = self._part[: until - at]
+        if data is not None:
+            self.codec.decode_part(data, end - begin, at - begin, values)
         else:
-            self._check(member, values, piece.is_parameter, is_own)
-            share *= member.factor if piece.is_parameter else 1.0
-        np.multiply(values, np.float32(share), out=values)
+            assert self.contribution is not None
+            self.contribution.read(at, values, is_exact=self.codec.name == EXACT)
+        return values
 
-    def _check(self, member: Member, values: Floats, is_parameter: bool, is_own: bool) -> None:
-        if is_own:
-            return
-        square = sum_of_squares(values)
+    def _add(
+        self, member: Member, pieces: Sequence[Span], at: int, values: Floats, is_own: bool, total: Floats
+    ) -> None:
+        """Check the values, each piece with its own weight, and add them."""
+        for piece in pieces:
+            place, part = (whole[piece.begin - at : piece.end - at] for whole in (total, values))
+            is_moved = self._is_plain and piece.is_parameter
+            if is_moved and not (is_own and member.factor == 1.0):
+                self._clip(member, piece, part, is_own)
+            square = loops.add_floats(part, self._share(member, piece), place)
+            if not is_own and not is_moved:
+                self._check(member, square, piece.is_parameter)
+
+    def _share(self, member: Member, piece: Span) -> float:
+        """The weight of what travels."""
+        is_clipped = piece.is_parameter and not self._is_plain
+        return self._shares[member.peer] * (member.factor if is_clipped else 1.0)
+
+    def _clip(self, member: Member, piece: Span, values: Floats, is_own: bool) -> None:
+        """Of values that travel as they are: look at the way from the anchor, and shorten it by the member's factor."""
+        anchor = self._state.parts[piece.fragment].anchor.numpy()[piece.within]
+        moved = np.subtract(anchor, values, out=self._moved[: len(values)])
+        if not is_own:
+            self._check(member, sum_of_squares(moved), True)
+        if member.factor < 1.0:
+            np.multiply(moved, np.float32(member.factor), out=moved)
+            np.subtract(anchor, moved, out=values)
+
+    def _check(self, member: Member, square: float, is_parameter: bool) -> None:
+        """Refuse a piece with this sum of squares."""
         if not math.isfinite(square):
             raise AttemptError(f"the contribution of {short(member.peer)} holds NaN or infinity", member.peer)
         if is_parameter:

@@ -75,16 +75,25 @@ class BlockCodec:
     def encode_part(self, values: Floats, data: memoryview, elements: int, begin: int) -> None:
         """See Codec."""
         scales, codes = self.layout.cut(elements, begin, begin + len(values))
-        out, tensor = from_bytes(data), torch.from_numpy(values)
-        if not kernels.encode(tensor, out[scales], out[codes], self.layout):
-            refuse(self.name, tensor, torch.finfo(tensor.dtype).max)
+        out = from_bytes(data)
+        if not kernels.encode_floats(values, out[scales], out[codes], self.layout):
+            refuse(self.name, torch.from_numpy(values), torch.finfo(torch.float32).max)
 
     def decode_part(self, data: memoryview, elements: int, begin: int, out: Floats) -> None:
         """See Codec."""
         scales, codes = self.layout.cut(elements, begin, begin + len(out))
         source = from_bytes(data)
-        if not kernels.decode(source[scales], source[codes], torch.from_numpy(out), self.layout):
+        if not kernels.decode_floats(source[scales], source[codes], out, self.layout):
             raise self._unsound(torch.float32)
+
+    def add_part(self, data: memoryview, elements: int, begin: int, weight: float, total: Floats) -> float:
+        """See Codec."""
+        scales, codes = self.layout.cut(elements, begin, begin + len(total))
+        source = from_bytes(data)
+        squares = kernels.add(source[scales], source[codes], weight, total, self.layout)
+        if squares is None:
+            raise self._unsound(torch.float32)
+        return squares
 
     def is_sound(self, data: memoryview, elements: int, begin: int, end: int) -> bool:
         """See Codec. Smaller than `decode` takes: so a code that is never written cannot make a number infinite."""

@@ -76,6 +76,14 @@ class Codec(Protocol):
         """Fill `out` with fp32 values from `begin` on, out of the bytes of `elements`. Raises MessageError."""
         ...
 
+    def add_part(self, data: memoryview, elements: int, begin: int, weight: float, total: Floats) -> float:
+        """Decode the fp32 values v of elements `begin` to `begin + len(total)`, and add them: fl(total + fl(v weight)).
+
+        Returns the sum of v^2 in fp64, in no order that is promised; NaN or infinite if a value is. A total of -0.0
+        becomes the product bit for bit. Raises MessageError.
+        """
+        ...
+
     def is_sound(self, data: memoryview, elements: int, begin: int, end: int) -> bool:
         """Whether the bytes of these elements, among those of `elements`, decode to finite fp32 numbers."""
         ...

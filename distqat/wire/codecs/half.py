@@ -22,6 +22,7 @@ from distqat.wire.codecs.codec import (
     to_device,
 )
 from distqat.wire.codecs.memory import CHUNK, SCRATCH, convert, empty
+from distqat.wire.codecs.sums import add_decoded
 
 SIGN = 0x8000
 
@@ -89,6 +90,10 @@ class HalfCodec:
         """See Codec."""
         if not self._fill(torch.from_numpy(out), from_bytes(data)[HALF * begin : HALF * (begin + len(out))]):
             raise self._unsound(torch.float32)
+
+    def add_part(self, data: memoryview, elements: int, begin: int, weight: float, total: Floats) -> float:
+        """See Codec."""
+        return add_decoded(self, data, elements, begin, weight, total)
 
     def is_sound(self, data: memoryview, elements: int, begin: int, end: int) -> bool:
         """See Codec."""

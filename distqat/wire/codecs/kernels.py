@@ -1,154 +1,142 @@
-"""int8 and int4 on a CPU: chunk by chunk through numpy, which computes on this thread alone and lets others run.
+"""int8 and int4 on a CPU: chunk by chunk through `loops`, on this thread alone, while others run.
 
-Plain torch expressions walk through main memory once for each operation, and take three times as long.
+Bytes may lie at any address, so scales are worked with in scratch memory. A short last block goes through a whole one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from distqat.wire.codecs.codec import Bytes, Floats
-from distqat.wire.codecs.layout import FLOOR, Layout
+from distqat.wire.codecs.layout import Layout
+from distqat.wire.codecs.loops import LOOPS
 from distqat.wire.codecs.memory import CHUNK, SCRATCH, convert
 
-Offsets = npt.NDArray[np.intp]
-
 INFINITY = 0x7F800000
-"""Bits of infinity in fp32. Magnitudes are compared as integers: that is faster, and NaN is the largest of all."""
-
-ROUNDER = 3 << 22
-"""1.5 * 2^23: a small number plus this has no bits behind the point. It is rounded, and lies in the lowest byte."""
+"""Bits of infinity in fp32; those of NaN are larger."""
 
 
 def encode(values: torch.Tensor, scales: Bytes, codes: Bytes, layout: Layout) -> bool:
     """Write the bytes of a CPU tensor [num_elements]. False if one of them is NaN or infinite."""
-    scale = code = 0
-    for chunk in _chunks(values):
-        largest = _largest(chunk, layout.block)
-        if np.maximum.reduce(largest.view(np.int32)) >= INFINITY:
+    for begin in range(0, len(values), CHUNK):
+        part = values[begin : begin + CHUNK]
+        if part.dtype != torch.float32:
+            part = SCRATCH.source[: len(part)]
+            convert(values[begin : begin + CHUNK], part)
+        of_scales, of_codes = _places(layout, begin, len(part))
+        if not encode_floats(part.numpy(), scales[of_scales], codes[of_codes], layout):
             return False
-        np.maximum(largest, FLOOR, out=largest)
-        inverse = np.divide(layout.levels, largest, out=SCRATCH.inverse[: len(largest)])
-        np.multiply(largest, 1 / layout.levels, out=largest)
-        scales[scale : scale + largest.nbytes] = largest.view(np.uint8)
-        scale += largest.nbytes
-        scaled = _times(chunk, inverse, layout.block, out=SCRATCH.values[: len(chunk)])
-        code += (_round if layout.per_byte == 1 else _round_and_pack)(scaled, codes[code:])
+    return True
+
+
+def encode_floats(values: Floats, scales: Bytes, codes: Bytes, layout: Layout) -> bool:
+    """The same of fp32 values that are there as an array."""
+    loop = LOOPS[layout.per_byte].encode
+    for begin, end, whole in _chunks(len(values), layout):
+        of_scales, of_codes = _places(layout, begin, end - begin)
+        factors = SCRATCH.scales[: layout.num_blocks(end - begin)]
+        place, blocks = codes[of_codes], layout.num_blocks(whole - begin)
+        worst = loop(values[begin:whole], factors[:blocks], place[: (whole - begin) // layout.per_byte])
+        if whole < end:
+            last, bytes = SCRATCH.last[: layout.block], SCRATCH.codes[: layout.block // layout.per_byte]
+            last[: end - whole], last[end - whole :] = values[whole:end], 0.0
+            worst = max(worst, loop(last, factors[blocks:], bytes))
+            rest = place[(whole - begin) // layout.per_byte :]
+            rest[:] = bytes[: len(rest)]
+        if worst >= INFINITY:
+            return False
+        scales[of_scales] = factors.view(np.uint8)
     return True
 
 
 def decode(scales: Bytes, codes: Bytes, out: torch.Tensor, layout: Layout) -> bool:
     """Fill a CPU tensor [num_elements]. False if there is a scale that no tensor of its element type has."""
-    scale = code = 0
-    most = layout.largest_scale(out.dtype).view(np.uint32)
-    for values, fill in _places(out):
-        factors = SCRATCH.largest[: layout.num_blocks(len(values))]
-        factors.view(np.uint8)[:] = scales[scale : scale + factors.nbytes]
-        scale += factors.nbytes
-        # As integers: so NaN, infinity and negative numbers are too large as well.
-        if np.maximum.reduce(factors.view(np.uint32)) > most:
+    if out.dtype == torch.float32:
+        return decode_floats(scales, codes, out.numpy(), layout)
+    for begin in range(0, len(out), CHUNK):
+        part = out[begin : begin + CHUNK]
+        values = SCRATCH.source[: len(part)]
+        of_scales, of_codes = _places(layout, begin, len(part))
+        if not decode_floats(scales[of_scales], codes[of_codes], values.numpy(), layout, part.dtype):
             return False
-        code += (_read if layout.per_byte == 1 else _unpack)(codes[code:], values)
-        # Only a code that is never written, such as -128, can make one too large.
-        with np.errstate(over="ignore"):
-            _times(values, factors, layout.block, out=values)
-        if fill is not None:
-            convert(torch.from_numpy(values), fill)
+        convert(values, part)
     return True
 
 
-def _chunks(values: torch.Tensor) -> Iterator[Floats]:
-    """The elements as fp32: themselves, or each chunk in scratch memory when it is asked for."""
-    is_direct = values.dtype == torch.float32
-    floats: Floats = (values if is_direct else SCRATCH.source).numpy()
-    for begin in range(0, len(values), CHUNK):
-        if is_direct:
-            yield floats[begin : begin + CHUNK]
-        else:
-            part = values[begin : begin + CHUNK]
-            convert(part, SCRATCH.source[: len(part)])
-            yield floats[: len(part)]
+def decode_floats(scales: Bytes, codes: Bytes, out: Floats, layout: Layout, dtype: torch.dtype = torch.float32) -> bool:
+    """Fill an array. False if there is a scale that no tensor of this element type has."""
+    loop = LOOPS[layout.per_byte].decode
+    for begin, end, whole in _chunks(len(out), layout):
+        of_scales, of_codes = _places(layout, begin, end - begin)
+        factors, place, blocks = _factors(scales[of_scales]), codes[of_codes], layout.num_blocks(whole - begin)
+        if not _are_sound(factors, layout, dtype):
+            return False
+        loop(factors[:blocks], place[: (whole - begin) // layout.per_byte], out[begin:whole])
+        if whole < end:
+            last = SCRATCH.last[: layout.block]
+            loop(factors[blocks:], _last(place[(whole - begin) // layout.per_byte :], layout), last)
+            out[whole:end] = last[: end - whole]
+    return True
 
 
-def _places(out: torch.Tensor) -> Iterator[tuple[Floats, torch.Tensor | None]]:
-    """Where the chunks of `out` are to be computed; beside it, if that is scratch memory, what to fill from there."""
-    floats: Floats | None = out.numpy() if out.dtype == torch.float32 else None
-    for begin in range(0, len(out), CHUNK):
-        if floats is not None:
-            yield floats[begin : begin + CHUNK], None
-        else:
-            part = out[begin : begin + CHUNK]
-            yield SCRATCH.values[: len(part)], part
+def add(scales: Bytes, codes: Bytes, weight: float, total: Floats, layout: Layout) -> float | None:
+    """Add what is decoded, weighed; returns the sum of its squares. None if a scale is none that an fp32 tensor has."""
+    loop, squares = LOOPS[layout.per_byte].add, 0.0
+    for begin, end, whole in _chunks(len(total), layout):
+        of_scales, of_codes = _places(layout, begin, end - begin)
+        factors, place, blocks = _factors(scales[of_scales]), codes[of_codes], layout.num_blocks(whole - begin)
+        if not _are_sound(factors, layout, torch.float32):
+            return None
+        squares += loop(factors[:blocks], place[: (whole - begin) // layout.per_byte], weight, total[begin:whole])
+        if whole < end:
+            last = SCRATCH.last[: layout.block]
+            last[: end - whole], last[end - whole :] = total[whole:end], 0.0
+            data = _last(place[(whole - begin) // layout.per_byte :], layout)
+            if layout.per_byte == 2 and (end - whole) % 2:
+                # What stands where there is no second element is not added, nor counted.
+                data[(end - whole) // 2] = data[(end - whole) // 2] & 0x0F | ZERO << 4
+            squares += loop(factors[blocks:], data, weight, last)
+            total[whole:end] = last[: end - whole]
+    return squares
 
 
-def _largest(chunk: Floats, block: int) -> Floats:
-    """The largest magnitude of each block."""
-    largest = SCRATCH.largest[: -(-len(chunk) // block)]
-    magnitudes = np.abs(chunk, out=SCRATCH.values[: len(chunk)])
-    np.maximum.reduceat(magnitudes.view(np.int32), _offsets(block)[: len(largest)], out=largest.view(np.int32))
-    return largest
+ZERO = 8
+"""A half of a byte that stands for no element."""
 
 
-@cache
-def _offsets(block: int) -> Offsets:
-    """Where the blocks of a chunk begin."""
-    return np.arange(0, CHUNK, block)
+def _chunks(elements: int, layout: Layout) -> Iterator[tuple[int, int, int]]:
+    """Begin and end of each chunk, and where its whole blocks end."""
+    for begin in range(0, elements, CHUNK):
+        end = min(begin + CHUNK, elements)
+        yield begin, end, end - (end - begin) % layout.block
 
 
-def _times(values: Floats, factors: Floats, block: int, out: Floats) -> Floats:
-    """Each block by its own factor."""
-    whole, rest = divmod(len(values), block)
-    if whole:
-        rows = (whole, block)
-        end = whole * block
-        np.multiply(values[:end].reshape(rows), factors[:whole, None], out=out[:end].reshape(rows))
-    if rest:
-        np.multiply(values[-rest:], factors[whole], out=out[-rest:])
-    return out
+def _places(layout: Layout, begin: int, elements: int) -> tuple[slice, slice]:
+    """Where the scales and the codes of a chunk lie among the scales and the codes of all."""
+    end = begin + elements
+    return (
+        slice(layout.scale_bytes(begin), layout.scale_bytes(end)),
+        slice(begin // layout.per_byte, -(-end // layout.per_byte)),
+    )
 
 
-def _round(scaled: Floats, out: Bytes) -> int:
-    """Write the nearest integers, half to even, a byte each; returns how many bytes."""
-    np.add(scaled, ROUNDER, out=scaled)
-    np.copyto(out[: len(scaled)], scaled.view(np.int32), casting="unsafe")
-    return len(scaled)
+def _factors(scales: Bytes) -> Floats:
+    """The scales of a chunk, at an address of their own."""
+    factors = SCRATCH.scales[: len(scales) // SCRATCH.scales.itemsize]
+    factors.view(np.uint8)[:] = scales
+    return factors
 
 
-def _round_and_pack(scaled: Floats, out: Bytes) -> int:
-    """Write the nearest integers, half to even, each plus 8, two in a byte; returns how many bytes."""
-    elements = len(scaled)
-    halves = SCRATCH.codes[: elements + elements % 2]
-    halves[-1] = 8
-    np.add(scaled, ROUNDER + 8, out=scaled)
-    np.copyto(halves[:elements], scaled.view(np.int32), casting="unsafe")
-    words = halves.view(np.uint16)
-    pairs = np.right_shift(words, 4, out=SCRATCH.pairs[: len(words)])
-    np.bitwise_or(pairs, words, out=pairs)
-    np.copyto(out[: len(pairs)], pairs, casting="unsafe")
-    return len(pairs)
+def _are_sound(factors: Floats, layout: Layout, dtype: torch.dtype) -> bool:
+    """As integers they are compared: so NaN, infinity and negative numbers are too large as well."""
+    return bool(np.maximum.reduce(factors.view(np.uint32)) <= layout.largest_scale(dtype).view(np.uint32))
 
 
-def _read(data: Bytes, values: Floats) -> int:
-    """Integers, a byte each; returns how many bytes."""
-    np.copyto(values, data[: len(values)].view(np.int8))
-    return len(values)
-
-
-def _unpack(data: Bytes, values: Floats) -> int:
-    """Integers, each plus 8, two in a byte; returns how many bytes."""
-    elements = len(values)
-    pairs = SCRATCH.pairs[: -(-elements // 2)]
-    halves = SCRATCH.codes[: 2 * len(pairs)]
-    words = halves.view(np.uint16)
-    np.copyto(pairs, data[: len(pairs)])
-    np.left_shift(pairs, 4, out=words)
-    np.bitwise_or(words, pairs, out=words)
-    np.bitwise_and(words, 0x0F0F, out=words)
-    np.subtract(halves, 8, out=halves)
-    np.copyto(values, halves[:elements].view(np.int8))
-    return len(pairs)
+def _last(codes: Bytes, layout: Layout) -> Bytes:
+    """The codes of a short block, filled up with zeros."""
+    whole = SCRATCH.codes[: layout.block // layout.per_byte]
+    whole[: len(codes)], whole[len(codes) :] = codes, ZERO | ZERO << 4 if layout.per_byte == 2 else 0
+    return whole

@@ -21,22 +21,24 @@ SERIAL = 31 << 10
 """Elements of one torch operation. From 32768 on torch takes more threads, and these belong to the computation."""
 
 MOST_BLOCKS = CHUNK // 64
+MOST_OF_BLOCK = 256
 
 HUGE = LARGE
 """Bytes of a tensor whose memory is used again; torch's own is four times as slow to fill for the first time."""
 
 
 class Scratch(threading.local):
-    """4.6 MiB at most for each thread that encodes or decodes, while it lives. What is in it lasts for one chunk."""
+    """4 MiB at most for each thread that encodes or decodes, while it lives. What is in it lasts for one chunk."""
 
     def __init__(self) -> None:
-        self.block = np.empty(CHUNK, np.float32)  # For who makes values to be encoded; codecs leave it alone.
+        self.block = np.empty(
+            CHUNK, np.float32
+        )  # For who makes values to be encoded, and for what is added; `encode` leaves it alone.
         self.source = torch.empty(CHUNK)
         self.values = np.empty(CHUNK, np.float32)
-        self.largest = np.empty(MOST_BLOCKS, np.float32)
-        self.inverse = np.empty(MOST_BLOCKS, np.float32)
+        self.scales = np.empty(MOST_BLOCKS, np.float32)
+        self.last = np.empty(MOST_OF_BLOCK, np.float32)
         self.codes = np.empty(CHUNK, np.uint8)
-        self.pairs = np.empty(CHUNK // 2, np.uint16)
         self.half_bytes = np.empty(2 * CHUNK, np.uint8)
         self.halves = torch.from_numpy(self.half_bytes).view(torch.int16)
 

@@ -27,6 +27,7 @@ from distqat.wire.codecs.codec import CPU, Bytes, Floats, check_float, check_len
 from distqat.wire.codecs.half import most_bits
 from distqat.wire.codecs.layout import Layout
 from distqat.wire.codecs.memory import CHUNK, SCRATCH, convert, empty
+from distqat.wire.codecs.sums import add_decoded
 
 LAYOUT = Layout(block=64, levels=1, per_byte=4)
 BLOCK = LAYOUT.block
@@ -118,6 +119,10 @@ class PairCodec:
             chunk = out[at : at + CHUNK]
             scales, codes = LAYOUT.cut(elements, begin + at, begin + at + len(chunk))
             _decode(source[scales], source[codes], chunk)
+
+    def add_part(self, data: memoryview, elements: int, begin: int, weight: float, total: Floats) -> float:
+        """See Codec."""
+        return add_decoded(self, data, elements, begin, weight, total)
 
     def is_sound(self, data: memoryview, elements: int, begin: int, end: int) -> bool:
         """See Codec."""

@@ -9,6 +9,7 @@ import torch
 
 from distqat.wire.codecs.codec import CPU, Floats, as_bytes, check_length, flat, from_bytes, to_device
 from distqat.wire.codecs.memory import empty
+from distqat.wire.codecs.sums import add_decoded
 from distqat.wire.frames import ALIGNMENT
 
 FP32 = torch.float32.itemsize
@@ -68,6 +69,10 @@ class NoneCodec:
     def decode_part(self, data: memoryview, elements: int, begin: int, out: Floats) -> None:
         """See Codec."""
         out.view(np.uint8)[:] = from_bytes(data)[FP32 * begin : FP32 * (begin + len(out))]
+
+    def add_part(self, data: memoryview, elements: int, begin: int, weight: float, total: Floats) -> float:
+        """See Codec."""
+        return add_decoded(self, data, elements, begin, weight, total)
 
     def is_sound(self, data: memoryview, elements: int, begin: int, end: int) -> bool:
         """See Codec."""
