@@ -9,12 +9,14 @@ import json
 import sys
 from typing import get_args
 
+import numba
 import numpy as np
 import torch
 
 from distqat.averaging.outer import OuterState, Part
 from distqat.averaging.phases import Phase
 from distqat.averaging.spans import Shape
+from distqat.compiled import FLOATS
 from distqat.sections import RoundCodec
 from tests.averaging.owners import Owners
 
@@ -43,6 +45,18 @@ def rounds(codec: str) -> OuterState:
     return state
 
 
+def width() -> int:
+    """Bits of the vectors that compiled loops use."""
+
+    @numba.njit([(FLOATS,)])
+    def double(values: np.ndarray) -> None:
+        for at in range(len(values)):
+            values[at] += values[at]
+
+    (code,) = double.inspect_asm().values()
+    return next((bits for bits, name in ((512, "zmm"), (256, "ymm")) if name in code), 128)
+
+
 def main() -> None:
     """Print the digests by codec."""
     torch.set_num_threads(int(sys.argv[1]))
@@ -51,6 +65,7 @@ def main() -> None:
     found = {
         "torch": torch.backends.cpu.get_cpu_capability(),
         "numpy": sorted(name for name, is_there in features.items() if is_there),
+        "loops": width(),
         "digests": digests,
     }
     sys.stdout.write(json.dumps(found))
