@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from distqat.averaging import spans
+from distqat.averaging import loops, spans
 from distqat.averaging.feedback import Feedback
 from distqat.averaging.outer import EXACT, OuterState
 from distqat.averaging.phases import Phase
@@ -114,13 +114,19 @@ class Contribution:
         """Euclidean norm of the parameters, after a look at every element."""
         squares = 0.0
         for span in spans.cut(self.spans, 0, self.elements, BLOCK):
-            piece = SCRATCH.block[: span.end - span.begin]
-            self._read(span, piece, is_exact=False)
-            square = sum_of_squares(piece)
+            square = self._square(span)
             if not math.isfinite(square):
                 raise TensorError("the local values hold NaN or infinity, or numbers too far from the anchor")
             squares += square if span.is_parameter else 0.0
         return math.sqrt(squares)
+
+    def _square(self, span: Span) -> float:
+        if self._residuals[span.fragment] is None:
+            own = self._local[span.begin : span.end]
+            return loops.squares_of_difference(self._anchors[span.fragment][span.within], own)
+        piece = SCRATCH.block[: span.end - span.begin]
+        self._read(span, piece, is_exact=False)
+        return sum_of_squares(piece)
 
 
 class _Encoded:

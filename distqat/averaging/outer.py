@@ -25,6 +25,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from distqat.averaging import loops
 from distqat.averaging.phases import Phase
 from distqat.averaging.spans import Shape, Span, cut, spans
 from distqat.ids import PeerId, StepRef
@@ -241,8 +242,7 @@ class _NextPart:
         self._anchor = empty((part.shape.num_elements,), torch.float32)
         self._momentum = part.momentum if how.is_plain else empty((part.shape.num_parameters,), torch.float32)
         self._after: tuple[Floats, Floats] = (self._anchor.numpy(), self._momentum.numpy())
-        self._rate, self._mu = np.float32(how.learning_rate), np.float32(how.momentum)
-        self._scratch: Floats = np.empty(min(block, part.shape.num_elements), np.float32)
+        self._rate, self._mu = how.learning_rate, how.momentum
         momentum = self._after[1]
         self._digest = state.Digest(momentum.nbytes, self._after[0].nbytes - momentum.nbytes, momentum.nbytes)
 
@@ -251,13 +251,8 @@ class _NextPart:
         theta, after = self._before[0][span.within], self._after[0][span.within]
         number = (span.offset if span.is_parameter else span.offset - len(self._after[1])) // self._block
         if span.is_parameter and not self.how.is_plain:
-            momentum, step = self._after[1][span.within], self._scratch[: len(mean)]
-            np.multiply(self._before[1][span.within], self._mu, out=momentum)
-            np.add(momentum, mean, out=momentum)
-            np.multiply(momentum, self._mu, out=step)
-            np.add(mean, step, out=step)
-            np.multiply(step, self._rate, out=step)
-            np.subtract(theta, step, out=after)
+            momentum = self._after[1][span.within]
+            loops.nesterov(theta, self._before[1][span.within], mean, self._mu, self._rate, after, momentum)
             self._digest.put(MOMENTUM, number, momentum.view(np.uint8).data)
         elif self.is_difference:
             np.subtract(theta, mean, out=after)

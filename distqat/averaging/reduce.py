@@ -25,8 +25,8 @@ from distqat.averaging.spans import BLOCK, Span
 from distqat.errors import TensorError
 from distqat.ids import short
 from distqat.wire import codecs
-from distqat.wire.codecs import loops
 from distqat.wire.codecs.codec import Floats
+from distqat.wire.codecs.loops import add_floats
 from distqat.wire.codecs.memory import empty
 
 NOTHING = -0.0
@@ -112,7 +112,7 @@ class Reducer:
             is_moved = self._is_plain and piece.is_parameter
             if is_moved and not (is_own and member.factor == 1.0):
                 self._clip(member, piece, part, is_own)
-            square = loops.add_floats(part, self._share(member, piece), place)
+            square = add_floats(part, self._share(member, piece), place)
             if not is_own and not is_moved:
                 self._check(member, square, piece.is_parameter)
 
