@@ -88,3 +88,14 @@ def test_what_stands_behind_the_last_of_an_odd_number_is_not_counted() -> None:
     total = np.zeros(3, np.float32)
     assert codec.add_part(data.data, 3, 0, 1.0, total) == pytest.approx(3.0)
     assert total.tolist() == pytest.approx([1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(("name", "code"), [("int8", 0x80), ("int4", 0x00)])
+def test_a_code_that_is_never_written_shows_when_it_is_too_large(name: str, code: int) -> None:
+    codec, elements = codecs.find(name), 256
+    data = np.frombuffer(codec.encode(torch.full((elements,), torch.finfo(torch.float32).max)), np.uint8).copy()
+    total = np.zeros(elements, np.float32)
+    assert np.isfinite(codec.add_part(data.data, elements, 0, WEIGHT, total))
+    assert np.isfinite(total).all()
+    data[-1] = code
+    assert not np.isfinite(codec.add_part(data.data, elements, 0, WEIGHT, total))

@@ -13,6 +13,7 @@ from distqat.wire.codecs import kernels
 from distqat.wire.codecs.codec import CPU, Bytes, Floats, check_float, check_length, flat, from_bytes, refuse, to_device
 from distqat.wire.codecs.layout import Layout
 from distqat.wire.codecs.memory import empty
+from distqat.wire.codecs.sums import add_decoded
 
 
 class BlockCodec:
@@ -87,13 +88,12 @@ class BlockCodec:
             raise self._unsound(torch.float32)
 
     def add_part(self, data: memoryview, elements: int, begin: int, weight: float, total: Floats) -> float:
-        """See Codec."""
+        """See Codec. Where a number may become infinite it is decoded first, and looked at then."""
+        if not self.is_sound(data, elements, begin, begin + len(total)):
+            return add_decoded(self, data, elements, begin, weight, total)
         scales, codes = self.layout.cut(elements, begin, begin + len(total))
         source = from_bytes(data)
-        squares = kernels.add(source[scales], source[codes], weight, total, self.layout)
-        if squares is None:
-            raise self._unsound(torch.float32)
-        return squares
+        return kernels.add(source[scales], source[codes], weight, total, self.layout)
 
     def is_sound(self, data: memoryview, elements: int, begin: int, end: int) -> bool:
         """See Codec. Smaller than `decode` takes: so a code that is never written cannot make a number infinite."""

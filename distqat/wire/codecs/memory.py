@@ -14,7 +14,7 @@ from distqat.wire.frames import aligned
 CHUNK = 1 << 18
 """Elements that go through all steps of a kernel before the next ones do; a multiple of every block.
 
-Smaller chunks pay more for calls (64 Ki elements: a fifth more time), larger ones gain nothing and leave the cache.
+Smaller chunks pay more for calls, larger ones gain nothing and leave the cache.
 """
 
 SERIAL = 31 << 10
@@ -31,9 +31,7 @@ class Scratch(threading.local):
     """4 MiB at most for each thread that encodes or decodes, while it lives. What is in it lasts for one chunk."""
 
     def __init__(self) -> None:
-        self.block = np.empty(
-            CHUNK, np.float32
-        )  # For who makes values to be encoded, and for what is added; `encode` leaves it alone.
+        self.block = np.empty(CHUNK, np.float32)  # Of who makes values to be encoded, and of `add_decoded`.
         self.source = torch.empty(CHUNK)
         self.values = np.empty(CHUNK, np.float32)
         self.scales = np.empty(MOST_BLOCKS, np.float32)
