@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import safetensors.torch
@@ -33,6 +35,9 @@ FORMAT = 1
 TENSORS, PROGRAM, FACTS = "model.safetensors", "model.pt2", "export.json"
 FILES = (TENSORS, PROGRAM, FACTS)
 """The files of an export; the facts of the others come last."""
+
+SCRATCH = ".distqat-export-"
+"""What the folder of an export under way is called, then its process."""
 
 CHECKED_SAMPLES = (1, 2)
 """Of the batches on which the program is compared with the model."""
@@ -114,20 +119,33 @@ def _files(out: Path) -> Iterator[Mapping[str, Path]]:
     """Where to write each file of the export; at the end those that are there take the place of an earlier export's.
 
     Until then that one stays as it is. If just the end is interrupted the facts are missing, and no graph lies beside
-    weights of another moment.
+    weights of another moment. Each export has a folder of its own for what is not whole yet; one that was killed leaves
+    it behind, and the next one takes it away.
     """
     out.mkdir(parents=True, exist_ok=True)
-    scratch = {name: out / f".{name}" for name in FILES}
-    try:
+    for left in out.glob(f"{SCRATCH}*"):
+        if not _is_running(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-", dir=out) as folder:
+        scratch = {name: Path(folder) / name for name in FILES}
         yield scratch
         for name in (FACTS, PROGRAM):
             (out / name).unlink(missing_ok=True)
         for name, path in scratch.items():
             if path.exists():
                 os.replace(path, out / name)
-    finally:
-        for path in scratch.values():
-            path.unlink(missing_ok=True)
+
+
+def _is_running(folder: Path) -> bool:
+    """Whether the export that made this scratch folder may still be at work."""
+    number = folder.name.removeprefix(SCRATCH).split("-")[0]
+    try:
+        os.kill(int(number), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return int(number) != os.getpid()
 
 
 def _graph(model: Uncut, whole: Slice, checks: Mapping[int, Tensor], path: Path) -> tuple[Graph | None, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from distqat.data.sources import source_shape
 from distqat.errors import ModelError, StateError
 from distqat.roles import export as exporting
 from distqat.roles.checkpoint.collect import collect
-from distqat.roles.export import FACTS, PROGRAM, TENSORS, export
+from distqat.roles.export import FACTS, PROGRAM, SCRATCH, TENSORS, export
 from tests.model import helpers
 from tests.roles import written
 from tests.roles.written import QUANT
@@ -139,6 +141,25 @@ def test_an_export_that_is_cut_short_changes_nothing_or_leaves_no_facts(
         names = {path.name for path in out.iterdir()}
         assert FACTS not in names
         assert (PROGRAM in names) == (moves > 1)
+
+
+def test_what_a_killed_export_left_is_neither_taken_nor_kept(tmp_path: Path) -> None:
+    config = written.run("mlp", 2, None, MLP)
+    written.write(tmp_path / "checkpoints", config, written.trained(config))
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    with subprocess.Popen(["sleep", "60"]) as running:
+        for process in (dead, running):
+            left = out / f"{SCRATCH}{process.pid}-x"
+            left.mkdir(parents=True)
+            (left / PROGRAM).write_bytes(b"of another moment")
+        export([tmp_path / "checkpoints"], out)
+        assert (out / PROGRAM).read_bytes() != b"of another moment"
+        # A graph of before does not stay beside weights that were exported without one.
+        export([tmp_path / "checkpoints"], out, with_graph=False)
+        assert {path.name for path in out.iterdir()} == {TENSORS, FACTS, left.name}
+        running.kill()
 
 
 def interrupted(*_: object) -> None:
