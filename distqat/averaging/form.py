@@ -165,10 +165,9 @@ class Form:
             unknown = tuple(contact.peer for contact in fate.missing)
             return self._ask(unknown, others, now) or Stuck(unknown, may_have=True)
         if isinstance(fate, doubts.Settle):
-            digest = fate.digest
-            holders = [join.peer for join in self.joins if join.doubt is not None and join.doubt.digest == digest]
-            told = self._told(quorum, [peer for peer in voices if peer in holders], others)
-            return self._stuck(told, others, now) or Settle(self.joins, digest)
+            return self._stuck(self._unsettled(fate.digest, quorum, voices, others), others, now) or Settle(
+                self.joins, fate.digest
+            )
         if not any(join.samples for join in self._joins.values()):
             return Skip(tuple(self._joins), self._joins[self.leader])
         unknown = quorum.missing(voices, gone) if not quorum.has(voices, gone) else self._founders(quorum, others)
@@ -180,13 +179,21 @@ class Form:
         self._learn(missed, others, quorum)
         return Start(self.joins)
 
+    def _unsettled(self, digest: str, quorum: Quorum, voices: Collection[PeerId], others: Others) -> tuple[PeerId, ...]:
+        """Who may know of another result than this one, which is about to be settled."""
+        if not quorum.base:
+            return self._founders(quorum, others)
+        holders = {join.peer for join in self.joins if join.doubt is not None and join.doubt.digest == digest}
+        return self._told(quorum, [peer for peer in voices if peer in holders], others)
+
     def _founders(self, quorum: Quorum, others: Others) -> tuple[PeerId, ...]:
         """Before the first round: of whom nothing is known, if those who are here do not decide among all that the
-        directory has. Siblings that are cut off from each other would each begin a truth of their own. Who answers is
-        not cut off, even if it does not come."""
+        directory has and all that have tried it with them. Siblings that are cut off from each other would each begin
+        a truth of their own. Who answers is not cut off, even if it does not come."""
         if quorum.base:
             return ()
-        all_ = Quorum.of(self._joins[self.leader].round, {*self._joins, *others.live})
+        tried = [contact.peer for contact in doubts.unresolved(self.joins, others.absent)]
+        all_ = Quorum.of(self._joins[self.leader].round, {*self._joins, *others.live, *tried})
         answering = [peer for peer in others.live if peer not in others.silent and peer not in others.quiet]
         heard = {*self._joins, *answering}
         return () if all_.has(heard, others.absent) else all_.missing(heard, others.absent)

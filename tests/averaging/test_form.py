@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distqat.averaging.form import CatchUp, Decision, Form, Others, Settle, Skip, Start, Stuck, Wait
-from distqat.averaging.group import Contact, Doubt
+from distqat.averaging.group import Contact, Doubt, Join
 from distqat.averaging.quorum import Quorum
 from distqat.averaging.waits import LEAST_PATIENCE, LEAST_QUIET, Patience
 from distqat.ids import Endpoint, PeerId
@@ -292,6 +292,23 @@ def test_what_is_in_doubt_comes_before_a_new_attempt(form: Form) -> None:
     decision = decide(form, (), 0.0, quorum=THREE)
     assert isinstance(decision, Settle)
     assert decision.digest == "x"
+
+
+def tried(peer: PeerId, digest: str, *members: PeerId) -> Join:
+    """A sibling that was in an attempt of which it has not heard what became."""
+    return replace(join(peer), doubt=Doubt(digest, tuple(Contact(one, Endpoint(one, 1)) for one in members)))
+
+
+@pytest.mark.parametrize("live", [(BOB, CAROL), ()], ids=["known", "dropped by the directory"])
+def test_a_first_round_is_not_settled_by_one_who_is_cut_off(form: Form, live: tuple[PeerId, ...]) -> None:
+    """Their leader may have given this attempt up, and begun again with the third."""
+    three, away = (ALICE, BOB, CAROL), (BOB, CAROL)
+    form.join(tried(ALICE, "x", *three), 0.0)
+    assert decide(form, (), 0.1, live=live, silent=away, quiet=away) == Stuck(away, True)
+    dead = decide(form, (), 0.1, live=live, silent=away, quiet=away, gone=away)
+    assert dead == Settle((tried(ALICE, "x", *three),), "x"), "nobody else can have begun"
+    form.join(tried(CAROL, "x", *three), 0.2)
+    assert isinstance(decide(form, (), 0.2, live=live, silent=away, quiet=away), Settle)
 
 
 PEOPLE = [PeerId(name) for name in ("alice", "bob", "carol", "dave", "erin")]
