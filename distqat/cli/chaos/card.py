@@ -173,6 +173,7 @@ class FaultCard:
             "samples_skipped": self.books.skipped,
             "digests_compared": self.digests.compared,
             "digests_unequal": len(self.digests.unequal),
+            "rounds_died": self.digests.died,
             "metric": quality.metric,
             "evaluation": quality.swarm,
             "baseline": quality.baseline.value if quality.baseline is not None else None,
@@ -200,6 +201,8 @@ class FaultCard:
         if self.books.skipped:
             table.add_row("samples skipped: training on them fails", str(self.books.skipped))
         table.add_row("digests compared, unequal", f"{self.digests.compared}, {len(self.digests.unequal)}")
+        if self.digests.died:
+            table.add_row("rounds that died with the only one who told of them", str(self.digests.died))
         quality = self.quality
         if math.isfinite(quality.swarm):
             table.add_row("held out", str(quality))

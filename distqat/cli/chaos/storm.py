@@ -68,6 +68,7 @@ class Storm:
         self._console = console
         self._group = group  # Owns those who watch, and those who heal.
         self._routes: dict[str, int] = {}  # Stage by name, of everybody on a route that trains.
+        self._peers: dict[str, str] = {}  # Who answers as which daemon.
         self._serial = 0  # Of the last metric line of the head.
         self._began = asyncio.get_running_loop().time()
 
@@ -112,11 +113,16 @@ class Storm:
         """Hear everybody's digests, and the head's evaluations; runs until cancelled."""
         while True:
             names = [name for name in self._crew.experts() if name not in self._crew.down]
-            for status in await asyncio.gather(*(self._crew.status(name, HEAR_SECONDS) for name in names)):
-                if status is not None:
-                    self._watch.digests.add(status)
+            await asyncio.gather(*(self._hear_digests(name) for name in names))
             await self._hear_evaluations()
             await asyncio.sleep(HEAR_SECONDS)
+
+    async def _hear_digests(self, name: str) -> None:
+        status = await self._crew.status(name, HEAR_SECONDS)
+        # An answer from before it was killed comes too late.
+        if status is not None and name not in self._crew.down:
+            self._peers[name] = status.peer
+            self._watch.digests.add(status)
 
     async def _hear_evaluations(self) -> None:
         for line in await self._crew.metrics(self._serial, ANSWER_SECONDS):
@@ -172,6 +178,7 @@ class Storm:
             crew.cut(victim, fault.is_silent)
         else:
             await crew.kill(victim)
+            self._watch.digests.bury(self._peers.get(victim, ""))
         self._watch.struck(now, fault, victim, stage)
         self._group.create_task(self._heal(fault, victim))
 

@@ -89,6 +89,8 @@ class Digests:
     """What siblings said of the rounds that they committed, the last and those before."""
 
     by_round: dict[tuple[int, int], dict[str, str]] = field(default_factory=dict)  # (stage, rounds) > peer > digest.
+    died: int = 0
+    """Rounds that one alone had told of when it was killed: unless another had heard, they died with it."""
 
     def add(self, peer: PeerStatus) -> None:
         """One daemon's account."""
@@ -101,6 +103,13 @@ class Digests:
                 # Nothing is committed yet at 0; a stage that is still empty has no digest.
                 if number > 0 and digest:
                     self.by_round.setdefault((expert.stage, number), {})[peer.peer] = digest
+
+    def bury(self, peer: str) -> None:
+        """It is killed. What it had told nobody of is no result of the run: those who live may have another one."""
+        alone = [key for key, said in self.by_round.items() if said.keys() == {peer}]
+        for key in alone:
+            del self.by_round[key]
+        self.died += len(alone)
 
     @property
     def compared(self) -> int:

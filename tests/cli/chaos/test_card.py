@@ -47,6 +47,7 @@ def test_a_good_run_passes_and_everything_is_counted() -> None:
     assert tree["throughput_kept"] == 1.0
     assert tree["throughput_kept_of_all"] == 0.95
     assert tree["digests_compared"] == 2
+    assert tree["rounds_died"] == 0
     assert [fault["recovery"] for fault in tree["faults"]] == [1.0, 5.0, 2.0]
     assert tree["baseline"] == 0.98
 
@@ -82,6 +83,15 @@ def test_each_shortcoming_is_named(change: Mapping[str, Any], words: str) -> Non
     assert not card.passed
     assert words in "; ".join(card.failures)
     assert json.loads(card.as_json())["passed"] is False
+
+
+def test_rounds_that_died_with_their_only_witness_are_counted_and_do_not_fail_the_run() -> None:
+    card = replace(GOOD, digests=Digests(digests("x").by_round, died=2))
+    out = io.StringIO()
+    Console(file=out, width=240).print(card.render())
+    assert card.passed
+    assert json.loads(card.as_json())["rounds_died"] == 2
+    assert "died with the only one" in out.getvalue()
 
 
 def test_samples_that_were_skipped_are_shown() -> None:

@@ -159,6 +159,20 @@ def test_digests_of_equal_rounds_are_compared_and_others_are_not() -> None:
     assert digests.unequal == ("stage 0 round 6",)
 
 
+def test_a_round_of_which_only_one_told_dies_with_it() -> None:
+    digests = Digests()
+    digests.add(expert("a", 0, 6, "y", (4, "x")))
+    digests.add(expert("b", 0, 5, "x"))
+    digests.bury("a")
+    digests.add(expert("b", 0, 6, "z"))
+    digests.add(expert("c", 0, 6, "z"))
+    assert (digests.compared, digests.unequal, digests.died) == (2, (), 1)
+    # What another told as well stays, and is compared with those who come later.
+    digests.bury("b")
+    digests.add(expert("a", 0, 6, "other"))
+    assert (digests.unequal, digests.died) == (("stage 0 round 6",), 1)
+
+
 def test_what_was_never_committed_is_not_compared() -> None:
     digests = Digests()
     for peer, digest in (("a", "x"), ("b", "y")):
