@@ -6,6 +6,7 @@ import asyncio
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from distqat.cli.nursery.process import Executing
 from distqat.errors import RemoteError
 from distqat.ids import Endpoint, PeerId, Seat, StageIndex
 from distqat.roles.messages import MetricLine
-from distqat.roles.status import ExpertStatus, PeerStatus, PipelineStatus, RoleStatus, RunStatus
+from distqat.roles.status import ExpertStatus, PeerStatus, PipelineStatus, Receipt, RoleStatus, RunStatus
 from distqat.rpc.local import Network
 from tests.support import run_virtual
 
@@ -191,6 +192,28 @@ def test_rates_are_those_of_the_swarm() -> None:
     assert watch.digests.compared > 100
     assert not watch.digests.unequal
     assert last_evaluation(storm.evaluations)[0] == "accuracy"
+
+
+class Ahead(MadeUp):
+    """Everybody has committed a round alone; once it is killed, the others commit another one in its place."""
+
+    def expert(self, name: str) -> PeerStatus:
+        status = super().expert(name)
+        facts, killed = status.roles[0].expert, {victim for _, what, victim in self.actions if what == "kill"}
+        assert facts is not None
+        told = tuple(
+            Receipt(round=number, digest="its own" if daemon == name else "another")
+            for number, daemon in enumerate(self.experts())
+            if (daemon == name) != (daemon in killed)
+        )
+        facts = replace(facts, round=facts.round + len(self.experts()), receipts=told)
+        return replace(status, roles=(replace(status.roles[0], expert=facts),))
+
+
+def test_what_only_a_killed_daemon_told_of_is_not_held_against_the_others() -> None:
+    _, watch, _ = rage(Ahead())
+    assert not watch.digests.unequal
+    assert watch.digests.died > 0
 
 
 def test_nothing_is_measured_before_the_first_rounds_are_over() -> None:
