@@ -206,7 +206,7 @@ class Ahead(MadeUp):
             for number, daemon in enumerate(self.experts())
             if (daemon == name) != (daemon in killed)
         )
-        facts = replace(facts, round=facts.round + len(self.experts()), receipts=told)
+        facts = replace(facts, round=facts.round + len(self.experts()) + 1, receipts=told)
         return replace(status, roles=(replace(status.roles[0], expert=facts),))
 
 
