@@ -68,6 +68,7 @@ PURE = (
     "model/quant/slices.py",
     "model/rates.py",
     "model/shapes.py",
+    "model/standstill.py",
     "model/steps.py",
     "model/terms.py",
     "pipeline/hop_codecs.py",

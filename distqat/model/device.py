@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from distqat.errors import ConfigError, OverloadedError
+from distqat.model.standstill import BEAT, Standstill
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True)
 class DeviceStatistics:
-    """What a device has done. Times are those of `time.monotonic`."""
+    """What a device has done. Seconds are those in which the process ran: what it stood still for is left out."""
 
     jobs: int
     """Jobs that are done, whether they failed or not."""
@@ -50,8 +51,8 @@ class DeviceStatistics:
     """Of the jobs that are done."""
     longest_seconds: float
     """Of the longest of the last jobs that are done."""
-    busy_since: float | None
-    """When the running job began; None when idle."""
+    running_seconds: float | None
+    """Of the job that is running; None when idle."""
 
 
 @dataclass(eq=False)
@@ -94,15 +95,17 @@ class Device:
         self._lock = threading.Lock()  # Guards everything below; never held while a job runs.
         self._changed = threading.Condition(self._lock)  # Notified when a job comes, and at the end.
         self._waiting: dict[Priority, deque[_Job]] = {priority: deque() for priority in Priority}
-        self._busy_since: float | None = None  # When the running job began; None when idle.
+        self._standstill = Standstill(time.monotonic(), time.process_time())
+        self._began: float | None = None  # When the running job did, by the clock of `_now`; None when idle.
         self._jobs = 0
         self._busy_seconds = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT)  # Seconds of the last jobs.
         self._is_closed = False
+        self._ended = threading.Event()  # Set when it is closed.
 
     def __repr__(self) -> str:
         now = self.statistics()
-        state = "idle" if now.busy_since is None else "busy"
+        state = "idle" if now.running_seconds is None else "busy"
         return f"<Device {self.name} {state}, {now.waiting} waiting, {now.jobs} done>"
 
     @classmethod
@@ -116,6 +119,9 @@ class Device:
         device = cls(name, find(name), inbox)
         ready = _Job(partial(_prepare, device.torch_device, threads), device._loop.create_future())
         thread = threading.Thread(target=partial(device._work, ready), name=f"device-{name}")
+        # A thread, since the clock of the event loop may be a virtual one, and jobs are of real seconds.
+        looking = threading.Thread(target=device._look, name=f"device-{name}-clock")
+        looking.start()
         thread.start()
         try:
             with _clock_held():
@@ -124,6 +130,7 @@ class Device:
         finally:
             device._refuse_waiting()
             await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(looking.join)
 
     async def run(self, work: Callable[[], T], priority: Priority = Priority.OTHER) -> T:
         """Run `work` on the device's thread and return, or raise, what it does.
@@ -159,7 +166,8 @@ class Device:
         with self._lock:
             waiting = sum(len(queue) for queue in self._waiting.values())
             longest = max(self._recent, default=0.0)
-            return DeviceStatistics(self._jobs, waiting, self._busy_seconds, longest, self._busy_since)
+            running = self._now() - self._began if self._began is not None else None
+            return DeviceStatistics(self._jobs, waiting, self._busy_seconds, longest, running)
 
     def _put(self, job: _Job, priority: Priority) -> None:
         with self._lock:
@@ -176,6 +184,7 @@ class Device:
     def _refuse_waiting(self) -> None:
         with self._lock:
             self._is_closed = True
+            self._ended.set()
             jobs = [job for queue in self._waiting.values() for job in queue]
             for queue in self._waiting.values():
                 queue.clear()
@@ -206,7 +215,7 @@ class Device:
             while True:
                 job = next((queue.popleft() for queue in self._waiting.values() if queue), None)
                 if job is not None:
-                    self._busy_since = time.monotonic()
+                    self._began = self._now()
                     return job
                 if self._is_closed:
                     return None
@@ -214,12 +223,25 @@ class Device:
 
     def _account(self) -> None:
         with self._lock:
-            assert self._busy_since is not None
-            seconds = time.monotonic() - self._busy_since
-            self._busy_since = None
+            assert self._began is not None
+            seconds = self._now() - self._began
+            self._began = None
             self._jobs += 1
             self._busy_seconds += seconds
             self._recent.append(seconds)
+
+    def _now(self) -> float:
+        """Seconds of a clock that stands still with the process. The lock is held."""
+        now = time.monotonic()
+        self._standstill.look(now, time.process_time())
+        return now - self._standstill.seconds
+
+    # On a thread that does nothing else.
+
+    def _look(self) -> None:
+        while not self._ended.wait(BEAT):
+            with self._lock:
+                self._now()
 
 
 def find(name: str) -> torch.device:

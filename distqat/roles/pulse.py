@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from distqat.model.device import Device
 from distqat.roles.leases import WORK_FACTOR
 
@@ -15,8 +13,6 @@ def pulse(device: Device, lease: float) -> tuple[float, float]:
     """For how long one unit of work has kept the device busy, if that is far longer than any before, else 0; and the
     seconds of the longest lately."""
     held = device.statistics()
-    if held.busy_since is None:
-        return 0.0, held.longest_seconds
-    busy = time.monotonic() - held.busy_since
+    busy = held.running_seconds or 0.0
     longest = max(lease, WORK_FACTOR * held.longest_seconds if held.jobs else FIRST_SECONDS)
     return (busy if busy > longest else 0.0), held.longest_seconds

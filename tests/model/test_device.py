@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -130,21 +133,22 @@ def test_a_cancelled_job_that_runs_goes_to_its_end_first() -> None:
     run(main())
 
 
-def test_busy_since_names_the_running_job() -> None:
+def test_the_running_job_is_told_of() -> None:
     async def main() -> None:
         gate = Gate()
         async with Device.open("cpu") as device, asyncio.TaskGroup() as group:
-            assert device.statistics().busy_since is None
+            assert device.statistics().running_seconds is None
             assert repr(device) == "<Device cpu idle, 0 waiting, 0 done>"
             job = group.create_task(device.run(gate))
             await until(gate.is_running.is_set)
-            since = device.statistics().busy_since
-            assert since is not None
+            running = device.statistics().running_seconds
+            assert running is not None
+            assert running >= 0
             assert repr(device) == "<Device cpu busy, 0 waiting, 0 done>"
             gate.go.set()
             await job
             after = device.statistics()
-            assert after.busy_since is None
+            assert after.running_seconds is None
             assert after.busy_seconds == after.longest_seconds > 0
 
     run(main())
@@ -252,3 +256,32 @@ def test_what_took_long_once_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
             assert device.statistics().longest_seconds < 0.3
 
     run(scenario())
+
+
+STOPPED = """
+import asyncio, time
+from distqat.model.device import Device
+
+def work() -> None:
+    print("running", flush=True)
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+async def main() -> None:
+    async with Device.open("cpu") as device:
+        await device.run(work)
+        print(device.statistics().longest_seconds, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_what_a_stopped_process_stands_still_for_is_no_length_of_its_work() -> None:
+    with subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "running\n"
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        child.send_signal(signal.SIGCONT)
+        assert float(child.stdout.readline()) < 2.0
