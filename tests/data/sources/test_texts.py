@@ -87,7 +87,7 @@ def test_a_tokenizer_of_a_directory(tmp_path: Path) -> None:
         open_source(config(path, settings[0], "dataset.classes=7"))
 
 
-def test_the_tokens_are_packed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_the_tokens_are_packed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> None:
     path = files.table(tmp_path / "few.json", [{"text": "alpha beta gamma"}] * 20)
     settings = ["dataset.classes=256"]
     first = tokens(open_source(config(path, *settings)))
@@ -146,23 +146,8 @@ def test_two_processes_work_a_thing_out_once(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "written\n"
 
 
-def test_what_was_left_half_done_is_done_anew() -> None:
-    def fail(file: BinaryIO) -> None:
-        file.write(b"half")
-        raise DataError("the text is broken")
-
-    with pytest.raises(DataError, match="the text is broken"):
-        cache_module.once("test", {"key": 2}, fail)
-
-    def finish(file: BinaryIO) -> None:
-        file.write(b"whole")
-
-    path = cache_module.once("test", {"key": 2}, finish)
-    assert path.read_bytes() == b"whole"
-
-
-def test_a_cache_that_cannot_be_written_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocked = cache / "file"
+def test_a_cache_that_cannot_be_written_is_named(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = cache_folder / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     with pytest.raises(DataError, match="cannot keep"):
