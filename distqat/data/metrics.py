@@ -13,7 +13,7 @@ def evaluation(task: str, sums: Mapping[str, float]) -> dict[str, float]:
     """From sums over samples ("loss", "correct", "samples", "tokens", ...) to numbers that can be compared.
 
     "loss" is the mean over samples; "cv" adds the accuracy, "llm" the accuracy per token, the perplexity and the bits
-    per byte (of a byte-level model, where a token is a byte), "speech" the errors per character, and per word if words
+    per byte (without "bytes", where a token is one), "speech" the errors per character, and per word if words
     were counted. Without samples there is nothing to say: empty.
     """
     samples = sums.get("samples", 0.0)
@@ -26,7 +26,7 @@ def evaluation(task: str, sums: Mapping[str, float]) -> dict[str, float]:
             "accuracy": sums["correct"] / sums["tokens"],
             # Beyond e^700 there is no float; such a model knows nothing either way.
             "perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_byte": loss / math.log(2),
+            "bits_per_byte": loss / math.log(2) * (sums["tokens"] / sums.get("bytes", sums["tokens"])),
         }
     if task == "speech":
         rates = {"character_error_rate": _rate(sums, "character")}

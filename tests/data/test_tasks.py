@@ -77,3 +77,13 @@ def test_other_bad_input_is_named() -> None:
         find_task("cv").loss(torch.zeros(0, 4), {"labels": torch.zeros(0, dtype=torch.int64)})
     with pytest.raises(DataError, match="unknown task 'vc'; there are: cv, llm, speech"):
         find_task("vc")
+
+
+def test_bits_are_per_byte_of_text_whatever_a_token_is() -> None:
+    """Scores that say nothing are worth 3 bits for each of 8 tokens; with 4 bytes a token that is 3/4 bit a byte."""
+    labels, task = torch.zeros(2, 5, dtype=torch.int64), find_task("llm")
+    _, sums = task.loss(torch.zeros(2, 5, 8), {"labels": labels})
+    assert task.evaluation(sums)["bits_per_byte"] == pytest.approx(3)
+    _, sums = task.loss(torch.zeros(2, 5, 8), {"labels": labels, "bytes": torch.tensor([20.0, 20.0])})
+    assert sums["bytes"] == 40
+    assert task.evaluation(sums)["bits_per_byte"] == pytest.approx(0.75)

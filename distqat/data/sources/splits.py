@@ -74,11 +74,12 @@ class ArraySplit:
 
 class WindowSplit:
     """Windows of T tokens of a text [n], which may lie in a file: sample i is tokens [i T, i T + T + 1), of which the
-    labels are one further."""
+    labels are one further. If a token is not a byte, "bytes" [B] says how much text a sample is, on average."""
 
-    def __init__(self, tokens: Array, sequence: int) -> None:
+    def __init__(self, tokens: Array, sequence: int, bytes_per_token: float | None = None) -> None:
         self._tokens = tokens
         self._sequence = sequence
+        self._bytes_per_token = bytes_per_token
 
     def __len__(self) -> int:
         return max(0, (len(self._tokens) - 1) // self._sequence)
@@ -87,7 +88,10 @@ class WindowSplit:
         expect_indices(indices, len(self))
         places = indices[:, None] * self._sequence + np.arange(self._sequence + 1)
         windows = self._tokens[places].astype(np.int64)
-        return {"inputs": windows[:, :-1].copy(), "labels": windows[:, 1:].copy()}
+        arrays = {"inputs": windows[:, :-1].copy(), "labels": windows[:, 1:].copy()}
+        if self._bytes_per_token is not None:
+            arrays["bytes"] = np.full(len(indices), self._sequence * self._bytes_per_token, np.float32)
+        return arrays
 
 
 def expect_indices(indices: Indices, length: int) -> None:

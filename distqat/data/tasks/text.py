@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,17 +19,21 @@ class LanguageTask:
     metric_name = metrics.METRICS["llm"]
 
     def loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Sum over samples of the mean over tokens, and "loss", "correct", "tokens", "samples". Raises TensorError."""
+        """Sum over samples of the mean over tokens, and "loss", "correct", "tokens", "samples"; "bytes" if the targets
+        say how many the tokens of each sample are. Raises TensorError."""
         labels = labels_of(targets, output, 3)
         tokens = F.cross_entropy(output.flatten(0, 1), labels.flatten(), reduction="none")
         loss = tokens.view_as(labels).mean(1).sum()
         correct = (output.detach().argmax(-1) == labels).sum()
-        return loss, {
+        sums = {
             "loss": float(loss.detach()),
             "correct": float(correct),
             "tokens": float(labels.numel()),
             "samples": float(len(labels)),
         }
+        if (sizes := targets.get("bytes")) is not None:
+            sums["bytes"] = float(sizes.sum(dtype=torch.float64))
+        return loss, sums
 
     def evaluation(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Mean loss, accuracy per token, perplexity, bits per byte."""

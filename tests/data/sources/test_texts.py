@@ -87,6 +87,16 @@ def test_a_tokenizer_of_a_directory(tmp_path: Path) -> None:
         open_source(config(path, settings[0], "dataset.classes=7"))
 
 
+def test_samples_say_how_many_bytes_their_tokens_are(tmp_path: Path) -> None:
+    # 16 bytes and 4 tokens a row, of which the last ends the text: 4 bytes a token, 32 a sample of 8.
+    path = files.table(tmp_path / "few.json", [{"text": "alpha beta gamma"}] * 20)
+    settings = [f"dataset.tokenizer={tokenizer(tmp_path / 'words')}", "dataset.classes=8"]
+    source = open_source(config(path, *settings))
+    for split in (source.train, source.held_out):
+        assert split.batch(np.array([0, 0]))["bytes"].tolist() == [32.0, 32.0]
+    assert "bytes" not in open_source(config(path, "dataset.classes=256")).train.batch(np.array([0]))
+
+
 def test_the_tokens_are_packed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> None:
     path = files.table(tmp_path / "few.json", [{"text": "alpha beta gamma"}] * 20)
     settings = ["dataset.classes=256"]
@@ -118,11 +128,12 @@ def test_memory_holds_some_rows_and_not_the_text(tmp_path: Path, monkeypatch: py
     try:
         with path.open("wb") as file:
             pack(texts(), Packer.open("bytes", 256), file)
-        windows = read(path, np.dtype(np.uint8))
+        windows, bytes_per_token = read(path, np.dtype(np.uint8))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert len(windows) == 48 * ((1 << 20) + 2)
+    assert bytes_per_token == (1 << 20) / ((1 << 20) + 2)
     assert peak < 8 << 20
 
 

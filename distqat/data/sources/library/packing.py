@@ -1,4 +1,7 @@
-"""From texts to a file of tokens, one behind the other, as uint8, uint16 or uint32."""
+"""From texts to a file of tokens, one behind the other, as uint8, uint16 or uint32.
+
+Before them stands, as uint64 in little endian, how many bytes of text they are.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -19,6 +22,8 @@ BYTES = "bytes"
 
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 """Of a text, in tokenizers that have one of them."""
+
+_HEAD = np.dtype("<u8")
 
 _SMALL = 1 << 8
 _MIDDLE = 1 << 16
@@ -55,24 +60,48 @@ class Packer:
         return cls(digest, dtype, encode, np.array(ends[:1], dtype))
 
 
+class Packed(NamedTuple):
+    """The tokens of a file, which stay there."""
+
+    tokens: Array
+    bytes_per_token: float
+    """Of text, on average over the file; the end of a text is a token without bytes."""
+
+
 def pack(texts: Iterable[list[str]], packer: Packer, file: BinaryIO) -> None:
-    """Write the tokens of all texts."""
+    """Write the tokens of all texts to the beginning of a file."""
+    num_bytes = 0
+    file.write(_head(num_bytes))
     for some in texts:
         for text, tokens in zip(some, packer.encode(some), strict=True):
+            num_bytes += len(_utf8(text))
             file.write(tokens.tobytes())
             if not text.endswith("\n"):
                 file.write(packer.end.tobytes())
+    file.seek(0)
+    file.write(_head(num_bytes))
 
 
-def read(path: Path, dtype: np.dtype[Any]) -> Array:
-    """The tokens of a file, which stay there."""
-    if not path.stat().st_size:
-        return np.empty(0, dtype)
-    return np.memmap(path, dtype, "r")
+def read(path: Path, dtype: np.dtype[Any]) -> Packed:
+    """What `pack` wrote."""
+    with path.open("rb") as file:
+        num_bytes = int(np.frombuffer(file.read(_HEAD.itemsize), _HEAD)[0])
+    if path.stat().st_size == _HEAD.itemsize:
+        return Packed(np.empty(0, dtype), 0.0)
+    tokens = np.memmap(path, dtype, "r", _HEAD.itemsize)
+    return Packed(tokens, num_bytes / len(tokens))
+
+
+def _head(num_bytes: int) -> bytes:
+    return np.array(num_bytes, _HEAD).tobytes()
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode(errors="replace")
 
 
 def _encode_bytes(texts: list[str]) -> Iterable[Array]:
-    return (np.frombuffer(text.encode(errors="replace"), np.uint8) for text in texts)
+    return (np.frombuffer(_utf8(text), np.uint8) for text in texts)
 
 
 def _open_tokenizer(name: str) -> Any:
