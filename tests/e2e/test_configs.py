@@ -16,8 +16,8 @@ from tests import dwarfs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-SAMPLES = 130
-"""Of a run, about: some 8 steps of each pipeline."""
+SAMPLES = 390
+"""Of a run, about: some 24 steps of each pipeline, so that the second one comes before the first has done it all."""
 
 SHORT = {
     "train.evaluate_every": "0",

@@ -164,7 +164,9 @@ def test_a_one_way_cut_ends_the_round_and_leaves_no_two_results(
                 contributors = ()
                 while len(contributors) < len(NAMES):
                     results = await family.round(*members)
-                    contributors = tuple(results[0]["receipt"]["contributors"])
+                    # Who has missed a round takes it instead, and has no receipt.
+                    receipts = [result["receipt"] for result in results if result["receipt"]]
+                    contributors = tuple(receipts[0]["contributors"]) if receipts else ()
             assert len({result["digest"] for result in results}) == 1
             family.check()
 
