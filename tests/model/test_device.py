@@ -263,8 +263,8 @@ import asyncio, time
 from distqat.model.device import Device
 
 def work() -> None:
-    print("running", flush=True)
     end = time.monotonic() + 2.0
+    print("running", flush=True)
     while time.monotonic() < end:
         time.sleep(0.01)
 
