@@ -90,13 +90,20 @@ class Digests:
 
     by_round: dict[tuple[int, int], dict[str, str]] = field(default_factory=dict)  # (stage, rounds) > peer > digest.
     died: int = 0
-    """Rounds that one alone had told of when it was killed: unless another had heard, they died with it."""
+    """Rounds that a group of one had committed and nobody else had told of when it was killed."""
+    _lone: set[tuple[int, int, str]] = field(default_factory=set)  # (stage, rounds, peer) of groups of one.
 
     def add(self, peer: PeerStatus) -> None:
         """One daemon's account."""
         for expert in (role.expert for role in peer.roles):
             if expert is None or not expert.seated:
                 continue
+            # A group of one has nobody to send anything to.
+            self._lone |= {
+                (expert.stage, receipt.round + 1, peer.peer)
+                for receipt in expert.receipts
+                if receipt.contributors == (peer.peer,) and not receipt.bytes
+            }
             # A receipt has the number of its round, counted from 0, and the digest of the state after it.
             said = {receipt.round + 1: receipt.digest for receipt in expert.receipts} | {expert.round: expert.digest}
             for number, digest in said.items():
@@ -105,8 +112,9 @@ class Digests:
                     self.by_round.setdefault((expert.stage, number), {})[peer.peer] = digest
 
     def bury(self, peer: str) -> None:
-        """It is killed. What it had told nobody of is no result of the run: those who live may have another one."""
-        alone = [key for key, said in self.by_round.items() if said.keys() == {peer}]
+        """It is killed. What it had committed as a group of one, and nobody else has told of, is no result of the run:
+        those who live may have another one."""
+        alone = [key for key, said in self.by_round.items() if said.keys() == {peer} and (*key, peer) in self._lone]
         for key in alone:
             del self.by_round[key]
         self.died += len(alone)

@@ -202,7 +202,7 @@ class Ahead(MadeUp):
         facts, killed = status.roles[0].expert, {victim for _, what, victim in self.actions if what == "kill"}
         assert facts is not None
         told = tuple(
-            Receipt(round=number, digest="its own" if daemon == name else "another")
+            Receipt(round=number, digest="its own" if daemon == name else "another", contributors=(name,))
             for number, daemon in enumerate(self.experts())
             if (daemon == name) != (daemon in killed)
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pytest
+
 from distqat.cli.chaos.schedule import Fault, Kind
 from distqat.cli.chaos.watch import Digests, Span, Watch, percentile
 from distqat.ids import Endpoint, PeerId, Seat, StageIndex
@@ -159,9 +161,31 @@ def test_digests_of_equal_rounds_are_compared_and_others_are_not() -> None:
     assert digests.unequal == ("stage 0 round 6",)
 
 
-def test_a_round_of_which_only_one_told_dies_with_it() -> None:
+def lone(peer: str, round_: int, digest: str, *contributors: str, sent: int = 0) -> PeerStatus:
+    status = expert(peer, 0, round_ + 1, digest)
+    facts = status.roles[0].expert
+    assert facts is not None
+    receipt = Receipt(round=round_, digest=digest, contributors=contributors or (peer,), bytes=sent)
+    return replace(status, roles=(replace(status.roles[0], expert=replace(facts, receipts=(receipt,))),))
+
+
+@pytest.mark.parametrize(
+    "status",
+    [lone("a", 5, "y", sent=130), lone("a", 5, "y", "a", "b", sent=130), expert("a", 0, 6, "y")],
+    ids=["another only received", "another contributed", "taken over"],
+)
+def test_a_round_that_others_were_in_does_not_die_with_the_first_who_told_of_it(status: PeerStatus) -> None:
     digests = Digests()
-    digests.add(expert("a", 0, 6, "y", (4, "x")))
+    digests.add(status)
+    digests.bury("a")
+    digests.add(expert("b", 0, 6, "z"))
+    assert (digests.unequal, digests.died) == (("stage 0 round 6",), 0)
+
+
+def test_a_round_that_one_committed_alone_and_nobody_heard_of_dies_with_it() -> None:
+    digests = Digests()
+    digests.add(lone("a", 4, "x"))
+    digests.add(lone("a", 5, "y"))
     digests.add(expert("b", 0, 5, "x"))
     digests.bury("a")
     digests.add(expert("b", 0, 6, "z"))
