@@ -13,7 +13,7 @@ PACKAGE = "distqat"
 
 FOUNDATION = {
     *("errors", "ids", "config", "sections", "data_sections", "quant_sections", "settings_file", "aio"),
-    *("wire_sections", "telemetry", "timeline", "times", "events", "event_log", "compiled"),
+    *("wire_sections", "telemetry", "timeline", "times", "events", "event_log", "compiled", "beats"),
 }
 LAYERS = {
     **dict.fromkeys(FOUNDATION, 0),

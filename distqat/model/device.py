@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
+from distqat.beats import every
 from distqat.errors import ConfigError, OverloadedError
 from distqat.model.standstill import BEAT, Standstill
 
@@ -101,7 +102,6 @@ class Device:
         self._busy_seconds = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT)  # Seconds of the last jobs.
         self._is_closed = False
-        self._ended = threading.Event()  # Set when it is closed.
 
     def __repr__(self) -> str:
         now = self.statistics()
@@ -119,18 +119,16 @@ class Device:
         device = cls(name, find(name), inbox)
         ready = _Job(partial(_prepare, device.torch_device, threads), device._loop.create_future())
         thread = threading.Thread(target=partial(device._work, ready), name=f"device-{name}")
-        # A thread, since the clock of the event loop may be a virtual one, and jobs are of real seconds.
-        looking = threading.Thread(target=device._look, name=f"device-{name}-clock")
-        looking.start()
         thread.start()
         try:
             with _clock_held():
                 await ready.outcome
-            yield device
+            # Not the event loop's: its clock may be a virtual one, and jobs are of real seconds.
+            with every(BEAT, device._look, f"device-{name}-clock"):
+                yield device
         finally:
             device._refuse_waiting()
             await asyncio.to_thread(thread.join)
-            await asyncio.to_thread(looking.join)
 
     async def run(self, work: Callable[[], T], priority: Priority = Priority.OTHER) -> T:
         """Run `work` on the device's thread and return, or raise, what it does.
@@ -184,7 +182,6 @@ class Device:
     def _refuse_waiting(self) -> None:
         with self._lock:
             self._is_closed = True
-            self._ended.set()
             jobs = [job for queue in self._waiting.values() for job in queue]
             for queue in self._waiting.values():
                 queue.clear()
@@ -236,12 +233,9 @@ class Device:
         self._standstill.look(now, time.process_time())
         return now - self._standstill.seconds
 
-    # On a thread that does nothing else.
-
     def _look(self) -> None:
-        while not self._ended.wait(BEAT):
-            with self._lock:
-                self._now()
+        with self._lock:
+            self._now()
 
 
 def find(name: str) -> torch.device:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+
+from distqat.beats import every
 
 SIGNED = 5.0
 """Seconds from one signature to the next."""
@@ -38,7 +40,7 @@ def at(path: Path) -> Iterator[None]:
         if _wait(lock, path):
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
-            with _signing(lock):
+            with every(SIGNED, partial(os.utime, lock), "signature"):
                 yield
         else:
             yield
@@ -77,21 +79,3 @@ def _take(lock: int) -> bool:
 
 def _holder(lock: int) -> str:
     return os.pread(lock, 32, 0).decode(errors="replace") or "?"
-
-
-@contextmanager
-def _signing(lock: int) -> Iterator[None]:
-    """Within, the file is signed in time whatever this thread does."""
-    ended = threading.Event()
-
-    def sign() -> None:
-        while not ended.wait(SIGNED):
-            os.utime(lock)
-
-    thread = threading.Thread(target=sign, name="signature", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
