@@ -87,3 +87,10 @@ def test_bits_are_per_byte_of_text_whatever_a_token_is() -> None:
     _, sums = task.loss(torch.zeros(2, 5, 8), {"labels": labels, "bytes": torch.tensor([20.0, 20.0])})
     assert sums["bytes"] == 40
     assert task.evaluation(sums)["bits_per_byte"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("sizes", [[0.0, 0.0], [20.0], [math.nan, 20.0], [math.inf, 20.0], [-30.0, 20.0]])
+def test_bytes_that_cannot_be_are_refused(sizes: list[float]) -> None:
+    targets = {"labels": torch.zeros(2, 5, dtype=torch.int64), "bytes": torch.tensor(sizes)}
+    with pytest.raises(TensorError, match="bytes must be 2 numbers above 0"):
+        find_task("llm").loss(torch.zeros(2, 5, 8), targets)

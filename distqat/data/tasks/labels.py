@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from distqat.errors import TensorError
 
 TARGET = "labels"
-"""Name of the target of all tasks."""
+"""Name of the target that all tasks have."""
 
 
 def labels_of(targets: Mapping[str, Tensor], output: Tensor, dimensions: int) -> Tensor:
@@ -30,6 +31,17 @@ def padded_labels_of(targets: Mapping[str, Tensor], output: Tensor, padding: int
         raise TensorError(f"labels go on behind {padding}, which ends them")
     _expect_range(labels[labels != padding], 1, output.shape[-1] - 1)
     return labels
+
+
+def num_bytes_of(targets: Mapping[str, Tensor], labels: Tensor) -> float | None:
+    """How many bytes of text the labels [B, T] are, if the target "bytes" [B] says it. Raises TensorError."""
+    sizes = targets.get("bytes")
+    if sizes is None:
+        return None
+    total = float(sizes.sum(dtype=torch.float64))
+    if list(sizes.shape) != [len(labels)] or not 0 < total < math.inf:
+        raise TensorError(f"bytes must be {len(labels)} numbers above 0, got {list(sizes.shape)} of {total} in all")
+    return total
 
 
 def _target(targets: Mapping[str, Tensor], output: Tensor, dimensions: int) -> Tensor:

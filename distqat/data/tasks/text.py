@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distqat.data import metrics
-from distqat.data.tasks.labels import labels_of
+from distqat.data.tasks.labels import labels_of, num_bytes_of
 
 
 class LanguageTask:
@@ -31,8 +30,8 @@ class LanguageTask:
             "tokens": float(labels.numel()),
             "samples": float(len(labels)),
         }
-        if (sizes := targets.get("bytes")) is not None:
-            sums["bytes"] = float(sizes.sum(dtype=torch.float64))
+        if (num_bytes := num_bytes_of(targets, labels)) is not None:
+            sums["bytes"] = num_bytes
         return loss, sums
 
     def evaluation(self, sums: Mapping[str, float]) -> dict[str, float]:
