@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -259,14 +260,12 @@ def test_what_took_long_once_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 STOPPED = """
-import asyncio, time
+import asyncio, sys
 from distqat.model.device import Device
 
 def work() -> None:
-    end = time.monotonic() + 2.0
     print("running", flush=True)
-    while time.monotonic() < end:
-        time.sleep(0.01)
+    sys.stdin.readline()
 
 async def main() -> None:
     async with Device.open("cpu") as device:
@@ -278,10 +277,16 @@ asyncio.run(main())
 
 
 def test_what_a_stopped_process_stands_still_for_is_no_length_of_its_work() -> None:
-    with subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True) as child:
+    command = [sys.executable, "-c", STOPPED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
         assert child.stdout is not None
         assert child.stdout.readline() == "running\n"
         child.send_signal(signal.SIGSTOP)
-        time.sleep(2.5)
+        os.waitpid(child.pid, os.WUNTRACED)
+        # That it lasts is all that is to be seen of a stop.
+        time.sleep(2.0)
         child.send_signal(signal.SIGCONT)
+        child.stdin.write("\n")
+        child.stdin.flush()
         assert float(child.stdout.readline()) < 2.0

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pytest
 
 from distqat.config import RunConfig
 from distqat.data.sources import Source, open_source, source_shape
-from distqat.data.sources.library import cache as cache_module
 from distqat.data.sources.library.packing import Packer, pack, read
 from distqat.errors import DataError
 from distqat.model.shapes import DataShape
@@ -135,34 +132,6 @@ def test_memory_holds_some_rows_and_not_the_text(tmp_path: Path, monkeypatch: py
     assert len(windows) == 48 * ((1 << 20) + 2)
     assert bytes_per_token == (1 << 20) / ((1 << 20) + 2)
     assert peak < 8 << 20
-
-
-def _work_out(name: str) -> None:
-    def write(file: BinaryIO) -> None:
-        with Path(name).open("a") as log:
-            log.write("written\n")
-        file.write(b"x" * 1000)
-
-    cache_module.once("test", {"key": 1}, write)
-
-
-def test_two_processes_work_a_thing_out_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    both = [context.Process(target=_work_out, args=(str(tmp_path / "log"),)) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(60)
-    assert [process.exitcode for process in both] == [0, 0]
-    assert (tmp_path / "log").read_text() == "written\n"
-
-
-def test_a_cache_that_cannot_be_written_is_named(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocked = cache_folder / "file"
-    blocked.write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    with pytest.raises(DataError, match="cannot keep"):
-        cache_module.once("test", {"key": 3}, lambda file: None)
 
 
 def test_other_faults_are_named(tmp_path: Path) -> None:
